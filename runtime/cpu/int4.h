@@ -1,8 +1,9 @@
 /* int4.h - the format of 4-bit weights, shared by the fast and the reference kernels.
  *
  * A weight matrix [m, k] is cut into blocks of 16 rows and 128 columns (both rounded up). A weight
- * is (code - 8) * part * scale, with a code from 0 to 15; part, from -127 to 127, belongs to 16
- * columns of a row, and scale bf16 [m/16, k/128, 16] to 128. That is 4.625 bits a weight.
+ * is (code - 8) * part * scale, with a code from 0 to 15; part, from -15 to 15, belongs to 16
+ * columns of a row, and scale bf16 [m/16, k/128, 16] to 128. A weight without its scale fits eight
+ * bits, as AMX multiplies them. That is 4.625 bits a weight.
  * q u8 [m/16, k/128, 1152] has for each block
  *
  *   16 x 64 bytes   byte 4 r + b of number p: row r's codes of columns 8 p + b (the low four bits)
@@ -12,9 +13,9 @@
  * Padding is weight 0. A weight is rounded to bf16 first. When x is multiplied, it is quantized to
  * 8 bits with one scale for each row and 128 columns, as for 8-bit weights (int8.h).
  *
- * The part is the one of FACTORS that leaves the least squared error. Relative error of normally
- * distributed weights: 7.2 % (NF4 in groups of 64, 4.5 bits: 9.2 %; groups of 32 with a minimum,
- * 4.625 bits: 7.4 %).
+ * The part is the one that leaves the least squared error: first a real number, of FACTORS, then
+ * one of the two whole ones beside it. Relative error of normally distributed weights: 7.4 % (NF4 in
+ * groups of 64, 4.5 bits: 9.2 %; parts of 8 bits: 7.2 %, but their products with codes have 11).
  * Leaves out: zero points, importance of columns.
  */
 #ifndef SZ_INT4_H
@@ -30,6 +31,7 @@ enum {
     SZ_Q4_CODES = SZ_Q4_ROWS * SZ_Q4_COLS / 2, /* bytes of codes */
     SZ_Q4_BLOCK = SZ_Q4_CODES + SZ_Q4_GROUPS * SZ_Q4_ROWS,
     SZ_Q4_ZERO = 8,
+    SZ_Q4_MOST_PART = 15,
     SZ_Q4_PIECE = 64,               /* bytes with the codes of 8 columns */
     SZ_Q4_PIECES = SZ_Q4_GROUP / 8, /* in a group */
 };
@@ -41,6 +43,14 @@ static const float sz_q4_factors[SZ_Q4_FACTORS] = { 0.95f, 1.03f, 1.12f, 1.23f }
 /* Elements below count as 0, and those above as infinite; then the scale is NaN. */
 #define SZ_Q4_LEAST 1e-30f
 #define SZ_Q4_MOST 1e18f
+
+/* How much of the squared error of 16 elements x codes c take off if a code is worth `step`, from
+ * sum(c x) and sum(c c). A step has at most 12 bits and sum(c c) 11, so their product is exact, and
+ * all kinds of processors have the same. */
+static inline float sz_q4_gain(float step, float cx, float cc)
+{
+    return step * (2.0f * cx - step * cc);
+}
 
 /* x * factor, between -8 and 7, rounded to nearest even. */
 static inline float sz_q4_round(float x, float factor)

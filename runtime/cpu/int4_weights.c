@@ -88,6 +88,42 @@ static void find_parts(float x[SZ_Q4_GROUP][SZ_Q4_ROWS], float *restrict part)
     }
 }
 
+/* The whole parts that leave the least error in 16 columns, one for each row: part is in units of
+ * `unit`. */
+static void find_whole_parts(float x[SZ_Q4_GROUP][SZ_Q4_ROWS], const float *part, const float *unit,
+                             float *restrict whole)
+{
+    float best[SZ_Q4_ROWS] = { 0 };
+    for (int l = 0; l < SZ_Q4_ROWS; l++) whole[l] = 0;
+    for (int more = 0; more < 2; more++) {
+        /* The one below, then the one above. */
+        float size[SZ_Q4_ROWS];
+        float step[SZ_Q4_ROWS];
+        float factor[SZ_Q4_ROWS];
+        for (int l = 0; l < SZ_Q4_ROWS; l++) {
+            const float lower = floorf(fabsf(part[l]));
+            size[l] = (lower < SZ_Q4_MOST_PART ? lower : SZ_Q4_MOST_PART) + (float)more;
+            size[l] = part[l] < 0 ? -size[l] : size[l];
+            step[l] = unit[l] * size[l];
+            factor[l] = size[l] == 0 ? 0 : 1.0f / step[l];
+        }
+        float cx[SZ_Q4_ROWS] = { 0 };
+        float cc[SZ_Q4_ROWS] = { 0 };
+        for (int i = 0; i < SZ_Q4_GROUP; i++)
+            for (int l = 0; l < SZ_Q4_ROWS; l++) {
+                const float code = sz_q4_round(x[i][l], factor[l]);
+                cx[l] += code * x[i][l];
+                cc[l] += code * code;
+            }
+        for (int l = 0; l < SZ_Q4_ROWS; l++) {
+            const float gain = sz_q4_gain(step[l], cx[l], cc[l]);
+            const bool better = gain > best[l] && fabsf(size[l]) <= SZ_Q4_MOST_PART;
+            whole[l] = better ? size[l] : whole[l];
+            best[l] = better ? gain : best[l];
+        }
+    }
+}
+
 /* The codes of 16 columns with factor 1 / (part scale), packed in two pieces of 64 bytes. */
 static void put_codes(float x[SZ_Q4_GROUP][SZ_Q4_ROWS], const float *factor, uint8_t *to)
 {
@@ -105,7 +141,7 @@ static void put_codes(float x[SZ_Q4_GROUP][SZ_Q4_ROWS], const float *factor, uin
 /* Writes a block of q and its 16 scales. */
 static void quantize_block(block_elements *e, uint8_t *q, uint16_t *scale)
 {
-    /* The parts, and the scale that makes a row's largest 127. */
+    /* The parts, and the scale that makes a row's largest 15. */
     float part[SZ_Q4_GROUPS][SZ_Q4_ROWS];
     float largest[SZ_Q4_ROWS] = { 0 };
     float unit[SZ_Q4_ROWS];
@@ -117,19 +153,19 @@ static void quantize_block(block_elements *e, uint8_t *q, uint16_t *scale)
         }
     }
     for (int l = 0; l < SZ_Q4_ROWS; l++) {
-        scale[l] = sz_to_bf16(largest[l] / 127.0f + e->not_finite[l]);
+        scale[l] = sz_to_bf16(largest[l] / SZ_Q4_MOST_PART + e->not_finite[l]);
         unit[l] = sz_from_bf16(scale[l]);
     }
 
-    /* The codes for what the parts are now. */
+    /* Whole parts, and the codes for these. */
     for (int g = 0; g < SZ_Q4_GROUPS; g++) {
+        float whole[SZ_Q4_ROWS];
         float factor[SZ_Q4_ROWS];
+        for (int l = 0; l < SZ_Q4_ROWS; l++) part[g][l] = unit[l] > 0 ? part[g][l] / unit[l] : 0;
+        find_whole_parts(e->x + g * SZ_Q4_GROUP, part[g], unit, whole);
         for (int l = 0; l < SZ_Q4_ROWS; l++) {
-            float whole = unit[l] > 0 ? part[g][l] / unit[l] : 0;
-            whole = whole < 127.0f ? whole : 127.0f;
-            whole = rintf(whole > -127.0f ? whole : -127.0f);
-            q[SZ_Q4_CODES + g * SZ_Q4_ROWS + l] = (uint8_t)(int8_t)whole;
-            factor[l] = whole == 0 ? 0 : 1.0f / (unit[l] * whole);
+            q[SZ_Q4_CODES + g * SZ_Q4_ROWS + l] = (uint8_t)(int8_t)whole[l];
+            factor[l] = whole[l] == 0 ? 0 : 1.0f / (unit[l] * whole[l]);
         }
         put_codes(e->x + g * SZ_Q4_GROUP, factor, q + g * SZ_Q4_PIECES * SZ_Q4_PIECE);
     }

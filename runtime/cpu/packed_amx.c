@@ -5,9 +5,9 @@
  *
  * A task is up to SZ_PACKED_TASK_ROWS rows of x times some panels of 32 weight rows, in blocks of
  * 32 x 32 results. It goes through the columns in pieces of DEPTH groups, whose part of x stays in
- * the second-level cache while all its panels pass by. 8-bit weights are stored as tiles already. A
- * 4-bit weight times its part, a number of 11 bits, is 8 h + l with h of 8 bits and l of 3: both are
- * unpacked to tiles, a piece at a time, and multiply x one after the other.
+ * the second-level cache while all its panels pass by. 8-bit weights are stored as tiles already.
+ * 4-bit weights are multiplied by their parts, which makes signed bytes, and so become tiles, a
+ * piece of a panel at a time.
  *
  * Compiled to nothing except for processors with AMX.
  * Leaves out: few rows.
@@ -25,7 +25,7 @@ enum {
     STEPS = SZ_Q_GROUP / SZ_AMX_ROW_BYTES, /* tiles of a group of 128 columns */
     DEPTH = 8,                             /* groups whose weights stay in the first-level cache */
     STEP_BYTES = PANEL * SZ_AMX_ROW_BYTES, /* of x's tiles */
-    HIGH_BITS = 3,                         /* a weight is 2^3 h + l */
+    PARTS = 4,                             /* tiles of a group's products */
 };
 
 /* ---- x ---- */
@@ -86,25 +86,21 @@ typedef struct {
     float of[2][PANEL][SZ_AMX_TILE] __attribute__((aligned(64)));
 } block_sums;
 
-/* Integer products of a group: tiles 0 and 1 of the first 16 rows of x, 2 and 3 of the others, with
- * the two tiles of weights. */
+/* Integer products of a group, a tile each: 0 and 1 of the first 16 rows of x, 2 and 3 of the
+ * others; 0 and 2 of the first 16 weight rows, 1 and 3 of the others. */
 typedef struct {
-    int32_t of[4][SZ_AMX_TILE][SZ_AMX_TILE] __attribute__((aligned(64)));
+    int32_t of[PARTS][SZ_AMX_TILE][SZ_AMX_TILE] __attribute__((aligned(64)));
 } group_products;
 
-/* How the products of a group become f32 and join the sums. Of 8-bit weights tiles 0 and 2 belong to
- * the first 16 weight rows, 1 and 3 to the others; of 4-bit weights tiles 0 and 2 are h, 1 and 3 are
- * l. */
+/* How the products of a group become f32 and join the sums. */
 typedef struct {
     const group_products *products;
     const float *x_scale; /* of 32 rows */
-    const int32_t *start; /* of 32 rows, for 8 bits */
-    __m512 w_scale[2];    /* 8 bits: of the first and the others */
-    float (*sums[2])[SZ_AMX_TILE];
+    const int32_t *start; /* of 32 rows, for unsigned weights */
+    __m512 w_scale[2];    /* of the first 16 weight rows and the others */
+    block_sums *sums;
     __mmask16 kept; /* lanes of the sums that are read: none for the first group, else all */
 } scaling;
-
-enum { PARTS = 4 }; /* of a scaling */
 
 /* Bytes that are needed next, fetched some lines with each group. */
 typedef struct {
@@ -146,80 +142,63 @@ static inline __attribute__((always_inline)) void add_scaled(float *sums, __mmas
     _mm512_store_ps(sums, _mm512_fmadd_ps(_mm512_cvtepi32_ps(product), scale, old));
 }
 
-/* A quarter of a scaling: of 8 bits a tile, of 4 bits eight rows of x. */
-static inline __attribute__((always_inline)) void scale_part(const int bits, const scaling *s,
+/* Scales one tile. */
+static inline __attribute__((always_inline)) void scale_part(const bool is_signed, const scaling *s,
                                                              const int part)
 {
-    if (bits == 8) {
-        const int first = part / 2 * SZ_AMX_TILE;
-        const int32_t *start = s->start + first;
-        const float *x_scale = s->x_scale + first;
-        float(*sums)[SZ_AMX_TILE] = s->sums[part % 2] + first;
+    const int first = part / 2 * SZ_AMX_TILE;
+    const int32_t *start = s->start + first;
+    const float *x_scale = s->x_scale + first;
+    float(*sums)[SZ_AMX_TILE] = s->sums->of[part % 2] + first;
 #pragma GCC unroll 16
-        for (int r = 0; r < SZ_AMX_TILE; r++) {
-            const __m512i product = _mm512_load_si512(s->products->of[part][r]);
-            add_scaled(sums[r], s->kept, _mm512_add_epi32(product, _mm512_set1_epi32(start[r])),
-                       s->w_scale[part % 2], x_scale[r]);
-        }
-    } else {
-        enum { ROWS = PANEL / PARTS };
-        const int tile = part / 2 * 2;
-        const int row = part % 2 * ROWS;
-        const float *x_scale = s->x_scale + part * ROWS;
-        float(*sums)[SZ_AMX_TILE] = s->sums[0] + part * ROWS;
-#pragma GCC unroll 8
-        for (int r = 0; r < ROWS; r++) {
-            const __m512i high = _mm512_load_si512(s->products->of[tile][row + r]);
-            const __m512i low = _mm512_load_si512(s->products->of[tile + 1][row + r]);
-            add_scaled(sums[r], s->kept, _mm512_add_epi32(_mm512_slli_epi32(high, HIGH_BITS), low),
-                       s->w_scale[0], x_scale[r]);
-        }
+    for (int r = 0; r < SZ_AMX_TILE; r++) {
+        __m512i product = _mm512_load_si512(s->products->of[part][r]);
+        if (!is_signed) product = _mm512_add_epi32(product, _mm512_set1_epi32(start[r]));
+        add_scaled(sums[r], s->kept, product, s->w_scale[part % 2], x_scale[r]);
     }
 }
 
-static inline __attribute__((always_inline)) void scale_all(const int bits, const int halves,
+static inline __attribute__((always_inline)) void scale_all(const bool is_signed, const int halves,
                                                             const scaling *s)
 {
 #pragma GCC unroll 4
-    for (int part = 0; part < halves * PARTS / 2; part++) scale_part(bits, s, part);
+    for (int part = 0; part < halves * PARTS / 2; part++) scale_part(is_signed, s, part);
 }
 
-/* Tiles a and b += 16 rows of x (tile 4 or 5) times the weights in tiles 6 and 7. Weights of 8 bits
- * are unsigned, h and l are signed. */
-#define MULTIPLY(bits, a, b, x) \
+/* Tiles a and b += 16 rows of x (tile 4 or 5) times the weights in tiles 6 and 7. */
+#define MULTIPLY(is_signed, a, b, x) \
     do { \
-        if ((bits) == 8) { \
-            _tile_dpbsud(a, x, 6); \
-            _tile_dpbsud(b, x, 7); \
-        } else { \
+        if (is_signed) { \
             _tile_dpbssd(a, x, 6); \
             _tile_dpbssd(b, x, 7); \
+        } else { \
+            _tile_dpbsud(a, x, 6); \
+            _tile_dpbsud(b, x, 7); \
         } \
     } while (0)
 
 /* Products of 128 columns. x: the tiles of 32 rows, of which the second half is left out if `halves`
- * is 1. w[i] has the tiles of the columns one after the
- * other, `next` bytes apart. Meanwhile the group before is scaled, unless `before` is NULL: the
- * tiles work by themselves, but only within the few hundred instructions that the processor looks
- * ahead. */
-static inline __attribute__((always_inline)) void multiply(const int bits, const int halves,
+ * is 1. w[i] has the tiles of the columns of 16 weight rows one after the other. Meanwhile the group
+ * before is scaled, unless `before` is NULL: the tiles work by themselves, but only within the few
+ * hundred instructions that the processor looks ahead. */
+static inline __attribute__((always_inline)) void multiply(const bool is_signed, const int halves,
                                                            const int8_t *x,
-                                                           const uint8_t *const w[2], int64_t next,
+                                                           const uint8_t *const w[2],
                                                            group_products *to,
                                                            const scaling *before)
 {
     sz_amx_clear_sums();
 #pragma GCC unroll 2
     for (int s = 0; s < STEPS; s++) {
-        _tile_loadd(6, w[0] + s * next, SZ_AMX_ROW_BYTES);
-        _tile_loadd(7, w[1] + s * next, SZ_AMX_ROW_BYTES);
+        _tile_loadd(6, w[0] + s * SZ_AMX_BYTES, SZ_AMX_ROW_BYTES);
+        _tile_loadd(7, w[1] + s * SZ_AMX_BYTES, SZ_AMX_ROW_BYTES);
         _tile_loadd(4, x + 2 * s * SZ_AMX_BYTES, SZ_AMX_ROW_BYTES);
-        MULTIPLY(bits, 0, 1, 4);
-        if (before) scale_part(bits, before, halves * s);
+        MULTIPLY(is_signed, 0, 1, 4);
+        if (before) scale_part(is_signed, before, halves * s);
         if (halves == 1) continue;
         _tile_loadd(5, x + (2 * s + 1) * SZ_AMX_BYTES, SZ_AMX_ROW_BYTES);
-        MULTIPLY(bits, 2, 3, 5);
-        if (before) scale_part(bits, before, 2 * s + 1);
+        MULTIPLY(is_signed, 2, 3, 5);
+        if (before) scale_part(is_signed, before, 2 * s + 1);
     }
     _tile_stored(0, to->of[0], SZ_AMX_ROW_BYTES);
     _tile_stored(1, to->of[1], SZ_AMX_ROW_BYTES);
@@ -228,173 +207,141 @@ static inline __attribute__((always_inline)) void multiply(const int bits, const
     _tile_stored(3, to->of[3], SZ_AMX_ROW_BYTES);
 }
 
-/* ---- 8 bits ---- */
+/* ---- weights ---- */
 
-/* A panel's weights: two blocks of 16 rows. An absent second one is the first again. */
+/* Groups [from, to) of a panel's weights: two blocks of 16 rows, of which an absent second one is
+ * the first again. codes and scale begin with group `from`. */
 typedef struct {
+    int64_t from, to;
     const uint8_t *codes[2];
     const float *scale[2];
-    /* The last group's tiles if it is not whole, with zeros behind. */
-    uint8_t tail[2][STEPS * SZ_AMX_BYTES];
-    int64_t whole; /* groups */
-} panel_int8;
+    /* 8 bits: the tiles of group `whole`, if it is not whole, with zeros behind. */
+    int64_t whole;
+    uint8_t tail[2][STEPS * SZ_AMX_BYTES] __attribute__((aligned(64)));
+    /* 4 bits: what codes and scale point to. */
+    uint8_t unpacked[2][DEPTH][STEPS * SZ_AMX_BYTES] __attribute__((aligned(64)));
+    float wide[2][DEPTH][SZ_AMX_TILE] __attribute__((aligned(64)));
+} panel_piece;
 
-/* Codes of 16 weight rows; behind the last ones, those again. */
-static const uint8_t *block_int8(const sz_call *c, int64_t block)
+/* Block i of a panel, or the last one. */
+static inline int64_t block_of(const sz_call *c, int64_t panel, int i)
 {
-    const sz_tensor *q = c->in[1];
-    const int64_t some = sz_min64(block, q->shape[0] - 1);
-    return (const uint8_t *)q->data + some * q->shape[1] * SZ_AMX_ROW_BYTES;
+    return sz_min64(2 * panel + i, c->in[1]->shape[0] - 1);
 }
 
-static void open_panel_int8(panel_int8 *p, const sz_call *c, int64_t panel)
+/* 8-bit codes of 16 weight rows, from group g on. */
+static const uint8_t *codes_int8(const sz_call *c, int64_t panel, int i, int64_t g)
 {
     const sz_tensor *q = c->in[1];
-    const int64_t words = q->shape[1];
+    const int64_t words = block_of(c, panel, i) * q->shape[1] + g * SZ_Q_WORDS;
+    return (const uint8_t *)q->data + words * SZ_AMX_ROW_BYTES;
+}
+
+static void open_int8(panel_piece *p, const sz_call *c, int64_t panel)
+{
+    const int64_t words = c->in[1]->shape[1];
     const int64_t groups = c->in[2]->shape[1];
     p->whole = words / SZ_Q_WORDS;
     for (int i = 0; i < 2; i++) {
-        const int64_t block = sz_min64(2 * panel + i, q->shape[0] - 1);
-        p->codes[i] = block_int8(c, 2 * panel + i);
-        p->scale[i] = sz_f32(c->in[2]) + block * groups * SZ_Q_ROWS;
+        const int64_t first = block_of(c, panel, i) * groups + p->from;
+        p->codes[i] = codes_int8(c, panel, i, p->from);
+        p->scale[i] = sz_f32(c->in[2]) + first * SZ_Q_ROWS;
         const size_t left = (size_t)(words % SZ_Q_WORDS) * SZ_AMX_ROW_BYTES;
+        if (p->to <= p->whole) continue;
         memset(p->tail[i], 0, sizeof p->tail[i]);
-        memcpy(p->tail[i], p->codes[i] + p->whole * STEPS * SZ_AMX_BYTES, left);
+        memcpy(p->tail[i], codes_int8(c, panel, i, p->whole), left);
     }
 }
 
-static inline scaling scaling_int8(const quantized_x *x, int64_t row, const panel_int8 *p,
-                                   int64_t g, const group_products *products, block_sums *sums)
+/* The signed bytes times the parts, a 16-bit number for each two of them: products of a low byte are
+ * right in the low eight bits of the whole, and those of a high one if the low one is 0. */
+static inline __m512i times_parts(__m512i bytes, __m512i parts)
+{
+    const __m512i low = _mm512_mullo_epi16(bytes, parts);
+    const __m512i high = _mm512_mullo_epi16(_mm512_andnot_si512(_mm512_set1_epi16(0xff), bytes),
+                                            parts);
+    return _mm512_mask_blend_epi8(0x5555555555555555, high, low);
+}
+
+/* Unpacks a block of 16 rows and 128 columns to tiles. */
+static void unpack(const uint8_t *block, uint8_t *to)
+{
+    const __m512i nibble = _mm512_set1_epi8(0x0f);
+    const __m512i zero = _mm512_set1_epi8(SZ_Q4_ZERO);
+    const __m128i_u *part = (const __m128i_u *)(block + SZ_Q4_CODES);
+    for (int g = 0; g < SZ_Q4_GROUPS; g++) {
+        /* Each row's part in both halves of its lane. */
+        __m512i parts = _mm512_cvtepi8_epi32(_mm_loadu_si128(part++));
+        parts = _mm512_mask_blend_epi16(0x55555555, _mm512_slli_epi32(parts, 16), parts);
+#pragma GCC unroll 2
+        for (int p = 0; p < SZ_Q4_PIECES; p++) {
+            const __m512i both = _mm512_loadu_si512(block);
+            const __m512i low = _mm512_and_si512(both, nibble);
+            const __m512i high = _mm512_and_si512(_mm512_srli_epi16(both, 4), nibble);
+            _mm512_store_si512(to, times_parts(_mm512_sub_epi8(low, zero), parts));
+            _mm512_store_si512(to + SZ_Q4_PIECE, times_parts(_mm512_sub_epi8(high, zero), parts));
+            block += SZ_Q4_PIECE;
+            to += 2 * SZ_Q4_PIECE;
+        }
+    }
+}
+
+static void open_int4(panel_piece *p, const sz_call *c, int64_t panel)
+{
+    const sz_tensor *q = c->in[1];
+    p->whole = p->to;
+    for (int i = 0; i < 2; i++) {
+        const int64_t block = block_of(c, panel, i) * q->shape[1] + p->from;
+        const uint8_t *codes = (const uint8_t *)q->data + block * SZ_Q4_BLOCK;
+        const uint16_t *scale = sz_bf16(c->in[2]) + block * SZ_Q4_ROWS;
+        for (int64_t g = 0; g < p->to - p->from; g++) {
+            unpack(codes + g * SZ_Q4_BLOCK, p->unpacked[i][g]);
+            sz_bf16_to_f32(p->wide[i][g], scale + g * SZ_Q4_ROWS, SZ_Q4_ROWS);
+        }
+        p->codes[i] = p->unpacked[i][0];
+        p->scale[i] = p->wide[i][0];
+    }
+}
+
+static inline scaling scaling_of(const quantized_x *x, int64_t row, const panel_piece *p, int64_t g,
+                                 const group_products *products, block_sums *sums)
 {
     const int64_t first = part_of(x, row, g) * PANEL;
+    const int64_t at = (g - p->from) * SZ_Q_ROWS;
     return (scaling){
         products,
         x->scale + first,
         x->start + first,
-        { _mm512_loadu_ps(p->scale[0] + g * SZ_Q_ROWS),
-          _mm512_loadu_ps(p->scale[1] + g * SZ_Q_ROWS) },
-        { sums->of[0], sums->of[1] },
+        { _mm512_loadu_ps(p->scale[0] + at), _mm512_loadu_ps(p->scale[1] + at) },
+        sums,
         g > 0 ? 0xffff : 0,
     };
 }
 
-/* Groups [from, to) of rows row .. row + 31. */
-static inline __attribute__((always_inline)) void add_int8(const int halves, const quantized_x *x,
-                                                           int64_t row, const panel_int8 *p,
-                                                           int64_t from, int64_t to,
-                                                           block_sums *sums, next_bytes next[2])
+/* A piece's groups times rows row .. row + 31. */
+static inline __attribute__((always_inline)) void add_piece(const bool is_signed, const int halves,
+                                                            const quantized_x *x, int64_t row,
+                                                            const panel_piece *p, block_sums *sums,
+                                                            next_bytes next[2])
 {
     group_products products[2];
-    for (int64_t g = from; g < to; g++) {
+    for (int64_t g = p->from; g < p->to; g++) {
         fetch(&next[0]);
         fetch(&next[1]);
-        fetch_sums(sums + 1, g - from);
-        const int64_t at = g * STEPS * SZ_AMX_BYTES;
+        fetch_sums(sums + 1, g - p->from);
+        const int64_t at = (g - p->from) * STEPS * SZ_AMX_BYTES;
         const uint8_t *w[2] = { p->codes[0] + at, p->codes[1] + at };
         if (g >= p->whole) w[0] = p->tail[0];
         if (g >= p->whole) w[1] = p->tail[1];
-        if (g == from) {
-            multiply(8, halves, codes_of(x, row, g), w, SZ_AMX_BYTES, &products[g % 2], NULL);
+        if (g == p->from) {
+            multiply(is_signed, halves, codes_of(x, row, g), w, &products[g % 2], NULL);
             continue;
         }
-        const scaling before = scaling_int8(x, row, p, g - 1, &products[(g - 1) % 2], sums);
-        multiply(8, halves, codes_of(x, row, g), w, SZ_AMX_BYTES, &products[g % 2], &before);
+        const scaling before = scaling_of(x, row, p, g - 1, &products[(g - 1) % 2], sums);
+        multiply(is_signed, halves, codes_of(x, row, g), w, &products[g % 2], &before);
     }
-    const scaling last = scaling_int8(x, row, p, to - 1, &products[(to - 1) % 2], sums);
-    scale_all(8, halves, &last);
-}
-
-/* ---- 4 bits ---- */
-
-/* Tiles of h and of l: [group][step][h, l]. */
-typedef struct {
-    uint8_t of[DEPTH][STEPS][2][SZ_AMX_BYTES] __attribute__((aligned(64)));
-} unpacked;
-
-/* 32 codes, less 8, times their parts: h and l. */
-static inline void split(__m256i codes, __m512i parts, uint8_t *high, uint8_t *low)
-{
-    const __m512i weight = _mm512_mullo_epi16(_mm512_cvtepi8_epi16(codes), parts);
-    const __m512i h = _mm512_srai_epi16(weight, HIGH_BITS);
-    const __m512i l = _mm512_and_si512(weight, _mm512_set1_epi16((1 << HIGH_BITS) - 1));
-    _mm256_store_si256((__m256i *)high, _mm512_cvtepi16_epi8(h));
-    _mm256_store_si256((__m256i *)low, _mm512_cvtepi16_epi8(l));
-}
-
-/* Unpacks `groups` blocks of 16 rows and 128 columns. */
-static void unpack(const uint8_t *block, int64_t groups, unpacked *to)
-{
-    /* Each of eight rows' parts four times, as often as it has bytes in a row of a tile. */
-    int16_t lane[32];
-    for (int i = 0; i < 32; i++) lane[i] = (int16_t)(i / 4);
-    const __m512i lanes = _mm512_loadu_si512(lane);
-    const __m512i eight = _mm512_set1_epi16(8);
-    const __m512i nibble = _mm512_set1_epi8(0x0f);
-    const __m512i zero = _mm512_set1_epi8(SZ_Q4_ZERO);
-
-    for (int64_t g = 0; g < groups; g++, block += SZ_Q4_BLOCK)
-        for (int p = 0; p < SZ_Q4_COLS / 8; p++) {
-            const __m128i *from = (const __m128i *)(block + SZ_Q4_CODES) + p / 2;
-            const __m512i parts = _mm512_castsi256_si512(
-                _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i_u *)from)));
-            const __m512i parts0 = _mm512_permutexvar_epi16(lanes, parts);
-            const __m512i parts1 = _mm512_permutexvar_epi16(_mm512_add_epi16(lanes, eight), parts);
-            const __m512i both = _mm512_loadu_si512(block + p * SZ_AMX_ROW_BYTES);
-#pragma GCC unroll 2
-            for (int half = 0; half < 2; half++) {
-                __m512i codes = half ? _mm512_srli_epi16(both, 4) : both;
-                codes = _mm512_sub_epi8(_mm512_and_si512(codes, nibble), zero);
-                const int word = 2 * p + half;
-                const int step = word / SZ_AMX_TILE;
-                const int at = word % SZ_AMX_TILE * SZ_AMX_ROW_BYTES;
-                uint8_t *high = to->of[g][step][0] + at;
-                uint8_t *low = to->of[g][step][1] + at;
-                split(_mm512_castsi512_si256(codes), parts0, high, low);
-                split(_mm512_extracti64x4_epi64(codes, 1), parts1, high + 32, low + 32);
-            }
-        }
-}
-
-/* 16 weight rows, of which some groups, from group `from` on, are unpacked. */
-typedef struct {
-    unpacked tiles;
-    int64_t from, to;
-    const uint16_t *scale; /* from group `from` on */
-} rows_int4;
-
-static inline scaling scaling_int4(const quantized_x *x, int64_t row, const rows_int4 *w, int64_t g,
-                                   const group_products *products, float (*sums)[SZ_AMX_TILE])
-{
-    const uint16_t *halves = w->scale + (g - w->from) * SZ_Q4_ROWS;
-    const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i_u *)halves));
-    return (scaling){
-        .products = products,
-        .x_scale = x->scale + part_of(x, row, g) * PANEL,
-        .w_scale = { _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16)) },
-        .sums = { sums },
-        .kept = g > 0 ? 0xffff : 0,
-    };
-}
-
-/* The unpacked groups of rows row .. row + 31. */
-static inline __attribute__((always_inline)) void add_int4(const int halves, const quantized_x *x,
-                                                           int64_t row, const rows_int4 *w,
-                                                           float (*sums)[SZ_AMX_TILE])
-{
-    enum { NEXT = 2 * SZ_AMX_BYTES };
-    group_products products[2];
-    for (int64_t g = w->from; g < w->to; g++) {
-        const uint8_t(*both)[SZ_AMX_BYTES] = w->tiles.of[g - w->from][0];
-        const uint8_t *tiles[2] = { both[0], both[1] };
-        if (g == w->from) {
-            multiply(4, halves, codes_of(x, row, g), tiles, NEXT, &products[g % 2], NULL);
-            continue;
-        }
-        const scaling before = scaling_int4(x, row, w, g - 1, &products[(g - 1) % 2], sums);
-        multiply(4, halves, codes_of(x, row, g), tiles, NEXT, &products[g % 2], &before);
-    }
-    const scaling last = scaling_int4(x, row, w, w->to - 1, &products[(w->to - 1) % 2], sums);
-    scale_all(4, halves, &last);
+    const scaling last = scaling_of(x, row, p, p->to - 1, &products[(p->to - 1) % 2], sums);
+    scale_all(is_signed, halves, &last);
 }
 
 /* ---- results ---- */
@@ -456,49 +403,44 @@ static block_sums *sums_of(const packed_task *t, int64_t row, int64_t panel)
     return t->sums + (panel - t->first_panel) * blocks + (row - t->first) / PANEL;
 }
 
-/* A task's rows times groups from .. to - 1 of a panel of 8-bit weights. */
-static void piece_of_int8(const sz_call *c, const quantized_x *x, const packed_task *t,
-                          int64_t panel, int64_t from, int64_t to)
+/* The place of groups [from, from + DEPTH) of block i of a panel, of which `steps` times some lines
+ * are fetched. */
+static next_bytes next_piece(const sz_call *c, const quantized_x *x, bool is_int8, int64_t panel,
+                             int i, int64_t from, int64_t steps)
 {
-    panel_int8 p;
-    open_panel_int8(&p, c, panel);
+    const int64_t groups = sz_min64(DEPTH, x->groups - from);
+    if (is_int8)
+        return next_of(codes_int8(c, panel, i, from), groups * STEPS * SZ_AMX_BYTES, steps);
+    const int64_t block = block_of(c, panel, i) * x->groups + from;
+    return next_of((const uint8_t *)c->in[1]->data + block * SZ_Q4_BLOCK, groups * SZ_Q4_BLOCK,
+                   steps);
+}
+
+/* A task's rows times groups from .. to - 1 of a panel. */
+static void run_piece(const sz_call *c, const quantized_x *x, bool is_int8, const packed_task *t,
+                      int64_t panel, int64_t from, int64_t to)
+{
+    panel_piece p;
+    p.from = from;
+    p.to = to;
+    if (is_int8) open_int8(&p, c, panel);
+    else open_int4(&p, c, panel);
 
     /* The piece after this one: of the next panel, or the next piece of the first. */
     const bool is_last = panel + 1 == t->last_panel;
     const int64_t next_panel = is_last ? t->first_panel : panel + 1;
-    const int64_t next_from = is_last ? to : from;
-    const int64_t some = sz_min64(DEPTH, x->groups - next_from);
-    const int64_t groups = (t->last - t->first) / PANEL * (to - from);
+    const int64_t steps = (t->last - t->first) / PANEL * (to - from);
     next_bytes next[2];
-    for (int i = 0; i < 2; i++) {
-        const uint8_t *block = block_int8(c, 2 * next_panel + i);
-        next[i] = next_of(block + next_from * STEPS * SZ_AMX_BYTES, some * STEPS * SZ_AMX_BYTES,
-                          groups);
-    }
+    for (int i = 0; i < 2; i++)
+        next[i] = next_piece(c, x, is_int8, next_panel, i, is_last ? to : from, steps);
 
     for (int64_t row = t->first; row < t->last; row += PANEL) {
         block_sums *sums = sums_of(t, row, panel);
-        if (is_half(c, row)) add_int8(1, x, row, &p, from, to, sums, next);
-        else add_int8(2, x, row, &p, from, to, sums, next);
-    }
-}
-
-static void piece_of_int4(const sz_call *c, const quantized_x *x, const packed_task *t,
-                          int64_t panel, int64_t from, int64_t to)
-{
-    const sz_tensor *q = c->in[1];
-    for (int i = 0; i < 2 && 2 * panel + i < q->shape[0]; i++) {
-        const int64_t block = (2 * panel + i) * x->groups + from;
-        rows_int4 w;
-        w.from = from;
-        w.to = to;
-        w.scale = sz_bf16(c->in[2]) + block * SZ_Q4_ROWS;
-        unpack((const uint8_t *)q->data + block * SZ_Q4_BLOCK, to - from, &w.tiles);
-        for (int64_t row = t->first; row < t->last; row += PANEL) {
-            float(*sums)[SZ_AMX_TILE] = sums_of(t, row, panel)->of[i];
-            if (is_half(c, row)) add_int4(1, x, row, &w, sums);
-            else add_int4(2, x, row, &w, sums);
-        }
+        const bool half = is_half(c, row);
+        if (is_int8 && half) add_piece(false, 1, x, row, &p, sums, next);
+        else if (is_int8) add_piece(false, 2, x, row, &p, sums, next);
+        else if (half) add_piece(true, 1, x, row, &p, sums, next);
+        else add_piece(true, 2, x, row, &p, sums, next);
     }
 }
 
@@ -508,10 +450,8 @@ static void run_task(const sz_call *c, const quantized_x *x, bool is_int8, const
     sz_amx_begin();
     for (int64_t from = 0; from < x->groups; from += DEPTH) {
         const int64_t to = sz_min64(from + DEPTH, x->groups);
-        for (int64_t panel = t->first_panel; panel < t->last_panel; panel++) {
-            if (is_int8) piece_of_int8(c, x, t, panel, from, to);
-            else piece_of_int4(c, x, t, panel, from, to);
-        }
+        for (int64_t panel = t->first_panel; panel < t->last_panel; panel++)
+            run_piece(c, x, is_int8, t, panel, from, to);
     }
     sz_amx_end();
     for (int64_t row = t->first; row < used; row += PANEL)

@@ -23,14 +23,14 @@ local function text() return quantised.text(TOKENS) end
 
 -- ---- weights ----
 
-check.case("weights are off by 7.2 %", function()
-  -- Normally distributed weights. Without the search for the best scale it would be 7.4 %, with
-  -- one scale for 32 columns 8.2 %.
+check.case("weights are off by 7.4 %", function()
+  -- Normally distributed weights. With the nearest whole part instead of the better of two it would
+  -- be 7.5 %, without any search 7.8 %, with one part for 32 columns 8.3 %.
   local w = tensor.randn { 64, 512 }
   local q, scale = w:quantize_int4(nil, nil)
   local rounded = q:dequantize_int4(scale, 64, 512, 0)
   local off = math.sqrt((rounded - w):sum_squares():item() / w:sum_squares():item())
-  check.near(off, 0.0717, 0.0008, "relative error")
+  check.near(off, 0.0736, 0.0008, "relative error")
 end)
 
 check.case("weights that are not finite make their results NaN, and no others", function()

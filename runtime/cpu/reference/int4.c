@@ -31,7 +31,7 @@ static int64_t scale_index(const sz_tensor *scale, int64_t row, int64_t col)
 }
 
 /* A weight without its scale. */
-static int whole_part(const sz_tensor *q, int64_t row, int64_t col)
+static int whole_weight(const sz_tensor *q, int64_t row, int64_t col)
 {
     int shift;
     const int byte = *code_of(q, row, col, &shift);
@@ -69,11 +69,37 @@ static float part_for(const float *x, int64_t n)
     return part;
 }
 
+/* The whole part that leaves the least error in n elements: one of the two next to `part`, which is
+ * in units of `unit`. */
+static int whole_part_for(const float *x, int64_t n, float part, float unit)
+{
+    const int lower = (int)fminf(floorf(fabsf(part)), SZ_Q4_MOST_PART);
+    int best = 0;
+    float most = 0;
+    for (int size = lower; size <= lower + 1 && size <= SZ_Q4_MOST_PART; size++) {
+        if (size == 0) continue;
+        const int whole = part < 0 ? -size : size;
+        const float step = unit * (float)whole;
+        float cx = 0;
+        float cc = 0;
+        for (int64_t i = 0; i < n; i++) {
+            const float code = sz_q4_round(x[i], 1.0f / step);
+            cx += code * x[i];
+            cc += code * code;
+        }
+        const float gain = sz_q4_gain(step, cx, cc);
+        if (gain <= most) continue;
+        most = gain;
+        best = whole;
+    }
+    return best;
+}
+
 /* Columns col .. col + 128 of a row of q, from n elements. */
 static void quantize_row(const float *x, int64_t n, sz_tensor *q, sz_tensor *scale, int64_t row,
                          int64_t col)
 {
-    /* The parts, and the scale that makes the largest of them 127. */
+    /* The parts, and the scale that makes the largest of them 15. */
     float part[SZ_Q4_GROUPS] = { 0 };
     float largest = 0;
     float not_finite = 0;
@@ -85,14 +111,20 @@ static void quantize_row(const float *x, int64_t n, sz_tensor *q, sz_tensor *sca
         largest = fmaxf(largest, fabsf(part[g]));
     }
     const int64_t at = scale_index(scale, row, col);
-    sz_put(scale, at, largest / 127.0f + not_finite);
+    sz_put(scale, at, largest / SZ_Q4_MOST_PART + not_finite);
     const float unit = sz_get(scale, at);
     if (!(unit > 0)) return;
 
-    /* The codes for what the parts are now. */
+    /* Whole parts, and the codes for these. */
+    int whole[SZ_Q4_GROUPS] = { 0 };
+    for (int64_t g = 0; g * SZ_Q4_GROUP < n; g++) {
+        const int64_t left = n - g * SZ_Q4_GROUP;
+        whole[g] = whole_part_for(x + g * SZ_Q4_GROUP, left < SZ_Q4_GROUP ? left : SZ_Q4_GROUP,
+                                  part[g] / unit, unit);
+    }
     for (int64_t i = 0; i < n; i++) {
         int8_t *to = part_of(q, row, col + i);
-        *to = (int8_t)rintf(fminf(fmaxf(part[i / SZ_Q4_GROUP] / unit, -127), 127));
+        *to = (int8_t)whole[i / SZ_Q4_GROUP];
         if (*to == 0) continue;
         int shift;
         uint8_t *byte = code_of(q, row, col + i, &shift);
@@ -137,7 +169,7 @@ int sz_ref_dequantize_int4(const sz_call *c)
     for (int64_t r = 0; r < w->shape[0]; r++)
         for (int64_t i = 0; i < w->shape[1]; i++) {
             const float unit = sz_get(scale, scale_index(scale, r, i));
-            sz_put(w, r * w->shape[1] + i, (float)whole_part(q, r, i) * unit);
+            sz_put(w, r * w->shape[1] + i, (float)whole_weight(q, r, i) * unit);
         }
     return 0;
 }
@@ -165,7 +197,7 @@ int sz_ref_linear_int4(const sz_call *c)
                 for (int64_t i = 0; i < count; i++) v[i] = sz_get(x, r * k + col + i);
                 const float x_scale = sz_q_scale(v, count, &inverse);
                 for (int64_t i = 0; inverse != 0 && i < count; i++)
-                    products += whole_part(q, j, col + i) * (int)rintf(v[i] * inverse);
+                    products += whole_weight(q, j, col + i) * (int)rintf(v[i] * inverse);
                 const float unit = sz_get(scale, scale_index(scale, j, col));
                 sum += (double)products * x_scale * unit;
             }
