@@ -1,9 +1,9 @@
 /* int4.c - linear layers with 4-bit weights (format: int4.h).
  *
- *   linear_int4   x [n, k] quantized to 8 bits; integer products of 128 columns, scaled and summed
+ *   linear_int4   x [n, k] quantized to 8 bits; integer products of 256 columns, scaled and summed
  *                 in f32
  *
- * A sum runs over the blocks of 128 columns in order, whatever n is, so an answer's numbers do not
+ * A sum runs over the blocks of 256 columns in order, whatever n is, so an answer's numbers do not
  * depend on how many answers decode with it. The integer products are exact, so all kinds of
  * processors have the same. Sixteen products of a code with 8 bits of x, less 8 times the sum of
  * these, fit 16 bits: AVX2 and AVX-512 sum them there, and multiply two such sums by the part with
@@ -43,7 +43,7 @@ enum {
     TASK_BLOCKS = 4,                                            /* that a thread takes at once */
     MAX_SUMS = 2 * MAX_TILE_ROWS > 16 ? 2 * MAX_TILE_ROWS : 16, /* vectors of sums of a tile */
     WORDS = SZ_Q4_COLS / 4,                                     /* of x, for a block's columns */
-    AHEAD = 2, /* how many blocks ahead weights are fetched */
+    AHEAD = 1, /* how many blocks ahead weights are fetched */
 };
 
 /* Vectors of weights that a tile of m rows of x has: a constant if m is. */
@@ -55,7 +55,7 @@ typedef uint16_t scale_vec __attribute__((vector_size(2 * SZ_LANES), aligned(2),
 
 /* ---- x ---- */
 /* Rows of x in 8 bits, in blocks of MAX_TILE_ROWS (the last may have fewer): words
- * [words][rows][X_WORDS] of four codes, for each 128 columns scale [..][rows], and for each 16
+ * [words][rows][X_WORDS] of four codes, for each 256 columns scale [..][rows], and for each 16
  * start [..][rows]. A sum begins with start, which cancels the 8 in every weight's code. */
 typedef struct {
     int32_t *words;
@@ -94,7 +94,7 @@ static inline int32_t start_of(const int8_t *codes)
 }
 
 /* Quantizes row i of x; rows: of its block, which is the distance between neighbours in the
- * results. across: groups of 128 columns. */
+ * results. across: groups of 256 columns. */
 static void quantize_x(const sz_tensor *x, int64_t i, int64_t rows, int64_t across,
                        quantized_rows out)
 {

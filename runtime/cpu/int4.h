@@ -1,17 +1,17 @@
 /* int4.h - the format of 4-bit weights, shared by the fast and the reference kernels.
  *
- * A weight matrix [m, k] is cut into blocks of 16 rows and 128 columns (both rounded up). A weight
+ * A weight matrix [m, k] is cut into blocks of 16 rows and 256 columns (both rounded up). A weight
  * is (code - 8) * part * scale, with a code from 0 to 15; part, from -15 to 15, belongs to 16
- * columns of a row, and scale bf16 [m/16, k/128, 16] to 128. A weight without its scale fits eight
- * bits, as AMX multiplies them. That is 4.625 bits a weight.
- * q u8 [m/16, k/128, 1152] has for each block
+ * columns of a row, and scale bf16 [m/16, k/256, 16] to 256. A weight without its scale fits eight
+ * bits, as AMX multiplies them. That is 4.5625 bits a weight.
+ * q u8 [m/16, k/256, 2304] has for each block
  *
- *   16 x 64 bytes   byte 4 r + b of number p: row r's codes of columns 8 p + b (the low four bits)
+ *   32 x 64 bytes   byte 4 r + b of number p: row r's codes of columns 8 p + b (the low four bits)
  *                   and 8 p + 4 + b (the high ones)
- *   8 x 16 bytes    the parts, signed: one for each group of 16 columns and each row
+ *   16 x 16 bytes   the parts, signed: one for each group of 16 columns and each row
  *
  * Padding is weight 0. A weight is rounded to bf16 first. When x is multiplied, it is quantized to
- * 8 bits with one scale for each row and 128 columns, as for 8-bit weights (int8.h).
+ * 8 bits with one scale for each row and 256 columns, as for 8-bit weights (int8.h).
  *
  * The part is the one that leaves the least squared error: first a real number, of FACTORS, then
  * one of the two whole ones beside it. Relative error of normally distributed weights: 7.4 % (NF4 in

@@ -10,7 +10,7 @@
 
 /* ---- to 4 bits ---- */
 
-/* 128 columns of 16 rows, column by column, and for each row 0, or NaN if an element is not finite
+/* 256 columns of 16 rows, column by column, and for each row 0, or NaN if an element is not finite
  * or too large. */
 typedef struct {
     float x[SZ_Q4_COLS][SZ_Q4_ROWS];
@@ -189,7 +189,7 @@ int sz_cpu_quantize_int4(const sz_call *c)
 
 /* ---- whole again ---- */
 
-/* 128 columns of a row. */
+/* 256 columns of a row. */
 static void dequantize_row(const uint8_t *block, float unit, int64_t lane, float *w)
 {
     const uint8_t *codes = block + lane * 4;

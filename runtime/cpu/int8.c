@@ -1,7 +1,7 @@
 /* int8.c - linear layers with 8-bit weights (format: int8.h), for inference.
  *
  *   quantize_int8   w1, w2, w3 [m, k], one below the other -> q, scale
- *   linear_int8     x [n, k] quantized to 8 bits; integer products of groups of 128 columns, scaled
+ *   linear_int8     x [n, k] quantized to 8 bits; integer products of groups of 256 columns, scaled
  *                   and summed in f32
  *
  * A sum runs over the groups in order, whatever n is, so an answer's numbers do not depend on how

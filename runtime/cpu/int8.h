@@ -1,8 +1,8 @@
 /* int8.h - the format of 8-bit weights, shared by the fast and the reference kernels.
  *
- * A weight matrix [m, k] is cut into blocks of 16 rows and groups of 128 columns. q u8 [m/16, k/4,
+ * A weight matrix [m, k] is cut into blocks of 16 rows and groups of 256 columns. q u8 [m/16, k/4,
  * 64] (both rounded up): the weight of row r and column c is q[r / 16, c / 4, r % 16 * 4 + c % 4] -
- * 128, between -127 and 127, times scale f32 [m/16, k/128, 16] at [r / 16, c / 128, r % 16].
+ * 128, between -127 and 127, times scale f32 [m/16, k/256, 16] at [r / 16, c / 256, r % 16].
  * Padding is weight 0. The layout is that of a product of four bytes in each of 16 lanes. When x is
  * multiplied it is quantized to 8 bits too, with one scale for each row and group.
  * Leaves out: other widths, zero points, gradients.
@@ -15,7 +15,7 @@
 #include <stdint.h>
 #include <string.h>
 
-enum { SZ_Q_ROWS = 16, SZ_Q_GROUP = 128, SZ_Q_WORDS = SZ_Q_GROUP / 4, SZ_Q_ZERO = 128 };
+enum { SZ_Q_ROWS = 16, SZ_Q_GROUP = 256, SZ_Q_WORDS = SZ_Q_GROUP / 4, SZ_Q_ZERO = 128 };
 
 /* If all of a group are smaller, their codes are 0: 127 / largest could be infinite. */
 #define SZ_Q_LEAST 1e-36f

@@ -1,6 +1,6 @@
 /* packed_amx.c - products with 8 and 4-bit weights (int8.c, int4.c) with AMX, for many rows.
  *
- * The integer products of 128 columns are exact, and they are scaled and summed in f32 in the order
+ * The integer products of 256 columns are exact, and they are scaled and summed in f32 in the order
  * of the other kernels, so the results have the same bits as theirs.
  *
  * A task is up to SZ_PACKED_TASK_ROWS rows of x times some panels of 32 weight rows, in blocks of
@@ -22,10 +22,11 @@
 
 enum {
     PANEL = SZ_PACKED_PANEL,               /* rows of x, and weight rows: two tiles */
-    STEPS = SZ_Q_GROUP / SZ_AMX_ROW_BYTES, /* tiles of a group of 128 columns */
-    DEPTH = 8,                             /* groups whose weights stay in the first-level cache */
+    STEPS = SZ_Q_GROUP / SZ_AMX_ROW_BYTES, /* tiles of a group of 256 columns */
+    DEPTH = 4,                             /* groups whose weights stay in the first-level cache */
     STEP_BYTES = PANEL * SZ_AMX_ROW_BYTES, /* of x's tiles */
     PARTS = 4,                             /* tiles of a group's products */
+    SCALED = PARTS * SZ_AMX_TILE / (2 * STEPS), /* rows of them that are scaled at once */
 };
 
 /* ---- x ---- */
@@ -142,27 +143,29 @@ static inline __attribute__((always_inline)) void add_scaled(float *sums, __mmas
     _mm512_store_ps(sums, _mm512_fmadd_ps(_mm512_cvtepi32_ps(product), scale, old));
 }
 
-/* Scales one tile. */
+/* Scales rows of the products: number `part` of 2 STEPS parts. */
 static inline __attribute__((always_inline)) void scale_part(const bool is_signed, const scaling *s,
                                                              const int part)
 {
-    const int first = part / 2 * SZ_AMX_TILE;
+    const int tile = part * SCALED / SZ_AMX_TILE;
+    const int from = part * SCALED % SZ_AMX_TILE;
+    const int first = tile / 2 * SZ_AMX_TILE;
     const int32_t *start = s->start + first;
     const float *x_scale = s->x_scale + first;
-    float(*sums)[SZ_AMX_TILE] = s->sums->of[part % 2] + first;
-#pragma GCC unroll 16
-    for (int r = 0; r < SZ_AMX_TILE; r++) {
-        __m512i product = _mm512_load_si512(s->products->of[part][r]);
+    float(*sums)[SZ_AMX_TILE] = s->sums->of[tile % 2] + first;
+#pragma GCC unroll 8
+    for (int r = from; r < from + SCALED; r++) {
+        __m512i product = _mm512_load_si512(s->products->of[tile][r]);
         if (!is_signed) product = _mm512_add_epi32(product, _mm512_set1_epi32(start[r]));
-        add_scaled(sums[r], s->kept, product, s->w_scale[part % 2], x_scale[r]);
+        add_scaled(sums[r], s->kept, product, s->w_scale[tile % 2], x_scale[r]);
     }
 }
 
 static inline __attribute__((always_inline)) void scale_all(const bool is_signed, const int halves,
                                                             const scaling *s)
 {
-#pragma GCC unroll 4
-    for (int part = 0; part < halves * PARTS / 2; part++) scale_part(is_signed, s, part);
+#pragma GCC unroll 8
+    for (int part = 0; part < halves * STEPS; part++) scale_part(is_signed, s, part);
 }
 
 /* Tiles a and b += 16 rows of x (tile 4 or 5) times the weights in tiles 6 and 7. */
@@ -177,7 +180,7 @@ static inline __attribute__((always_inline)) void scale_all(const bool is_signed
         } \
     } while (0)
 
-/* Products of 128 columns. x: the tiles of 32 rows, of which the second half is left out if `halves`
+/* Products of 256 columns. x: the tiles of 32 rows, of which the second half is left out if `halves`
  * is 1. w[i] has the tiles of the columns of 16 weight rows one after the other. Meanwhile the group
  * before is scaled, unless `before` is NULL: the tiles work by themselves, but only within the few
  * hundred instructions that the processor looks ahead. */
@@ -188,7 +191,7 @@ static inline __attribute__((always_inline)) void multiply(const bool is_signed,
                                                            const scaling *before)
 {
     sz_amx_clear_sums();
-#pragma GCC unroll 2
+#pragma GCC unroll 4
     for (int s = 0; s < STEPS; s++) {
         _tile_loadd(6, w[0] + s * SZ_AMX_BYTES, SZ_AMX_ROW_BYTES);
         _tile_loadd(7, w[1] + s * SZ_AMX_BYTES, SZ_AMX_ROW_BYTES);
@@ -263,7 +266,7 @@ static inline __m512i times_parts(__m512i bytes, __m512i parts)
     return _mm512_mask_blend_epi8(0x5555555555555555, high, low);
 }
 
-/* Unpacks a block of 16 rows and 128 columns to tiles. */
+/* Unpacks a block of 16 rows and 256 columns to tiles. */
 static void unpack(const uint8_t *block, uint8_t *to)
 {
     const __m512i nibble = _mm512_set1_epi8(0x0f);

@@ -7,7 +7,7 @@
 #include "int8.h"
 #include "vecmath.h"
 
-/* Rounds columns 128 g to 128 g + 127 of row i of x, f32 or bf16 [n, k], to codes; those past the
+/* Rounds columns 256 g to 256 g + 255 of row i of x, f32 or bf16 [n, k], to codes; those past the
  * end are 0. *scale: what a code is worth. All codes are 0 if an element is not finite; then the
  * scale is NaN. Returns the sum of the codes. */
 static inline int32_t sz_quantize_group(const sz_tensor *x, int64_t i, int64_t g,

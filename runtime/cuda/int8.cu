@@ -2,19 +2,19 @@
  * cpu/reference/int8.c.
  *
  *   quantize_int8   w1, w2, w3 [m, k] side by side -> q, scale: the same bytes as on the CPU
- *   linear_int8     quantizes x [n, k] to 8 bits, computes integer products of groups of 128
- *   columns,
- *                   scales them and sums in f32
+ *   linear_int8     quantizes x [n, k] to 8 bits, computes integer products of groups of 256
+ *                   columns, scales them and sums in f32
  *
  * Products run on tensor cores (sz_mma_s8) with the weights as the 16-row side: a warp takes two
  * blocks of 16 weight rows, and a lane's 16 bytes of a block are one word of each of four rows.
  * Rows and columns may be assigned to a fragment in any order as long as the sums are read
  * accordingly: fragment row r of product h is row 4 (r % 4) + 2h of block r / 4, and fragment row
- * r + 8 is the next row. x is written in the order in which a lane reads it: word 4i + t of a
- * group at place 8t + i, so that two 16-byte loads fetch all eight words.
+ * r + 8 is the next row. A group is two pieces of 128 columns. x is written in the order in which
+ * a lane reads it: word 4i + t of a piece at place 8t + i, so that two 16-byte loads fetch all
+ * eight words.
  *
  * skinny_kernel (decoding) is bound by reading the weight once: the warps of a block share 32
- * weight rows and take one group each, so that a narrow layer still uses the whole device.
+ * weight rows and take one piece each, so that a narrow layer still uses the whole device.
  * tiled_kernel gives each warp 32 rows of both sides. Both add the groups in order with the same
  * roundings, so an answer's numbers do not depend on how many others decode with it.
  * Leaves out: gradients. */
@@ -26,6 +26,10 @@ enum {
     THREADS = 256,
     WARPS = THREADS / 32,
     PAIR = 2 * SZ_Q_ROWS, /* weight rows of a warp */
+    PIECES = 2,           /* of a group */
+    PIECE = SZ_Q_GROUP / PIECES,
+    PIECE_WORDS = PIECE / 4,
+    OWN = SZ_Q_GROUP / 32, /* a lane's elements of a group */
     /* skinny_kernel: up to SKINNY rows of x, in tiles of 8, at most SKINNY_TILES in a block. */
     SKINNY = 64,
     SKINNY_TILES = 4,
@@ -36,15 +40,15 @@ enum {
 };
 
 /* ---- quantizing ---- */
-/* Returns the scale of up to 128 elements, four in each lane of the warp (zeros past the end), and
+/* Returns the scale of up to 256 elements, eight in each lane of the warp (zeros past the end), and
  * what to multiply them by before rounding. Bit for bit as sz_q_scale: a maximum, and a sum of
  * zeros and NaN, do not depend on the order. If an element is not finite, the scale is NaN and
  * *inverse is 0; it is also 0 if all elements are smaller than SZ_Q_LEAST. */
-__device__ __forceinline__ float warp_scale(const float (&x)[4], float *inverse)
+__device__ __forceinline__ float warp_scale(const float (&x)[OWN], float *inverse)
 {
     float largest = 0;
     float not_finite = 0; /* 0, or NaN if an element is infinite or NaN */
-    for (int i = 0; i < 4; i++) {
+    for (int i = 0; i < OWN; i++) {
         largest = fmaxf(largest, fabsf(x[i]));
         not_finite += x[i] * 0.0f;
     }
@@ -55,7 +59,7 @@ __device__ __forceinline__ float warp_scale(const float (&x)[4], float *inverse)
 }
 
 /* Packs four elements as bytes: each x * inverse rounded to the nearest integer, plus zero. */
-__device__ __forceinline__ uint32_t pack_bytes(const float (&x)[4], float inverse, int zero)
+__device__ __forceinline__ uint32_t pack_bytes(const float *x, float inverse, int zero)
 {
     uint32_t word = 0;
     for (int i = 0; i < 4; i++) {
@@ -65,13 +69,15 @@ __device__ __forceinline__ uint32_t pack_bytes(const float (&x)[4], float invers
     return word;
 }
 
-/* Loads this lane's four columns of group g of a row; zeros past k, and if the row is not valid. */
+/* Loads this lane's four columns of both pieces of group g of a row; zeros past k, and if the row
+ * is not valid. */
 __device__ __forceinline__ void load_group(const sz_elements &e, int64_t row, int64_t k, int64_t g,
-                                           bool valid, float (&x)[4])
+                                           bool valid, float (&x)[OWN])
 {
-    const int64_t first = g * SZ_Q_GROUP + (int)threadIdx.x % 32 * 4;
-    for (int i = 0; i < 4; i++)
-        x[i] = valid && first + i < k ? sz_load_element(e, row * k + first + i) : 0.0f;
+    for (int i = 0; i < OWN; i++) {
+        const int64_t col = g * SZ_Q_GROUP + i / 4 * PIECE + (int)threadIdx.x % 32 * 4 + i % 4;
+        x[i] = valid && col < k ? sz_load_element(e, row * k + col) : 0.0f;
+    }
 }
 
 struct weights {
@@ -92,16 +98,19 @@ static __global__ void quantize_kernel(weights w, int64_t k, int64_t rows, int64
     int64_t r = row;
     int which = 0;
     while (which < 3 && r >= w.rows[which]) r -= w.rows[which++];
-    float x[4], inverse;
+    float x[OWN], inverse;
     load_group(w.w[which < 3 ? which : 0], r, k, g, which < 3, x);
     const float s = warp_scale(x, &inverse);
     /* Write them in the layout of cpu/int8.h. */
     const int64_t block = row / SZ_Q_ROWS;
     const int64_t l = row % SZ_Q_ROWS;
-    const int64_t p = g * SZ_Q_WORDS + lane;
     if (lane == 0) scale[(block * groups + g) * SZ_Q_ROWS + l] = s;
-    if (p < words)
-        *(uint32_t *)(q + (block * words + p) * 64 + l * 4) = pack_bytes(x, inverse, SZ_Q_ZERO);
+    for (int i = 0; i < PIECES; i++) {
+        const int64_t p = g * SZ_Q_WORDS + i * PIECE_WORDS + lane;
+        if (p < words)
+            *(uint32_t *)(q + (block * words + p) * 64 + l * 4) = pack_bytes(x + 4 * i, inverse,
+                                                                             SZ_Q_ZERO);
+    }
 }
 
 extern "C" int sz_cuda_quantize_int8(const sz_call *c)
@@ -124,7 +133,7 @@ extern "C" int sz_cuda_quantize_int8(const sz_call *c)
     return sz_cuda_launched("quantize_int8");
 }
 
-/* x in 8 bits: words [rows, groups, 32] in the order given above, scale [groups, rows]. Rows past
+/* x in 8 bits: words [rows, groups, 2, 32] in the order given above, scale [groups, rows]. Rows past
  * the end of x are zeros. */
 struct quantized_rows {
     uint4 *word;
@@ -139,20 +148,22 @@ static __global__ void quantize_rows_kernel(sz_elements x, int64_t n, int64_t k,
     const int64_t g = at % to.groups;
     const int lane = (int)threadIdx.x % 32;
     if (row >= to.rows) return;
-    float v[4], inverse;
+    float v[OWN], inverse;
     load_group(x, row, k, g, row < n, v);
     const float s = warp_scale(v, &inverse);
     if (lane == 0) to.scale[g * to.rows + row] = s;
-    const int64_t place = at * SZ_Q_WORDS + lane % 4 * 8 + lane / 4;
-    ((uint32_t *)to.word)[place] = pack_bytes(v, inverse, 0);
+    for (int i = 0; i < PIECES; i++) {
+        const int64_t place = at * SZ_Q_WORDS + i * PIECE_WORDS + lane % 4 * 8 + lane / 4;
+        ((uint32_t *)to.word)[place] = pack_bytes(v + 4 * i, inverse, 0);
+    }
 }
 
-/* ---- products of one group ---- */
+/* ---- products ---- */
 /* One lane's view of the two blocks of weight rows that its warp has. */
 struct weight_rows {
     const uint4 *q; /* the lane's four rows, at word 0 */
     const float *scale;
-    int64_t words, groups;
+    int64_t words;
 };
 
 __device__ __forceinline__ weight_rows weights_at(const uint8_t *q, const float *scale,
@@ -162,33 +173,32 @@ __device__ __forceinline__ weight_rows weights_at(const uint8_t *q, const float 
     const int r = (int)threadIdx.x % 32 / 4;
     const int64_t block = min(pair * 2 + r / 4, blocks - 1);
     return weight_rows{ (const uint4 *)q + block * words * 4 + r % 4,
-                        scale + block * groups * SZ_Q_ROWS + r % 4 * 4, words, groups };
+                        scale + block * groups * SZ_Q_ROWS + r % 4 * 4, words };
 }
 
-/* Loads this lane's part of group g: words 4i + t for i = 0 .. 7, each for four rows. Words past
+/* Loads this lane's part of a piece: words 4i + t for i = 0 .. 7, each for four rows. Words past
  * the end are zeros, that is bytes of 128. */
-__device__ __forceinline__ void load_weight_group(const weight_rows &w, int64_t g, uint4 (&a)[8])
+__device__ __forceinline__ void load_weights(const weight_rows &w, int64_t piece, uint4 (&a)[8])
 {
     const int t = (int)threadIdx.x % 4;
 #pragma unroll
     for (int i = 0; i < 8; i++) {
-        const int64_t p = g * SZ_Q_WORDS + 4 * i + t;
+        const int64_t p = piece * PIECE_WORDS + 4 * i + t;
         a[i] = p < w.words ? w.q[p * 4]
                            : make_uint4(0x80808080u, 0x80808080u, 0x80808080u, 0x80808080u);
     }
 }
 
-/* v[tile][j][i] = weight row i of the lane's four, times row 8 tile + 2t + j of x counted from
- * `row`, over group g, with both scales applied. */
+/* sum[tile][h] += the products of a piece: fragment h of the weights times rows 8 tile .. of x
+ * counted from `row`. So sum[tile][i / 2][i % 2 * 2 + j] is weight row i of the lane's four, times
+ * row 8 tile + 2t + j. */
 template <int TILES>
-__device__ __forceinline__ void group_products(const weight_rows &w, const uint4 (&a)[8], int64_t g,
+__device__ __forceinline__ void piece_products(const uint4 (&a)[8], int64_t piece,
                                                const quantized_rows &x, int64_t row,
-                                               float (&v)[TILES][2][4])
+                                               int32_t (&sum)[TILES][2][4])
 {
     const int lane = (int)threadIdx.x % 32;
     const int t = lane % 4;
-    const float4 scale = *(const float4 *)(w.scale + g * SZ_Q_ROWS);
-    const float scales[4] = { scale.x, scale.y, scale.z, scale.w };
     /* Stored bytes have 128 added; flipping the top bit makes them signed. */
     uint32_t bytes[8][4];
 #pragma unroll
@@ -201,30 +211,26 @@ __device__ __forceinline__ void group_products(const weight_rows &w, const uint4
 #pragma unroll
     for (int tile = 0; tile < TILES; tile++) {
         /* Eight words of this lane's row of x. */
-        const uint4 *from = x.word + ((row + 8 * tile + lane / 4) * x.groups + g) * 8 + 2 * t;
+        const int64_t own = (row + 8 * tile + lane / 4) * x.groups * PIECES + piece;
+        const uint4 *from = x.word + own * (PIECE_WORDS / 4) + 2 * t;
         const uint4 low = from[0];
         const uint4 high = from[1];
         const uint32_t b[8] = { low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w };
-        /* Two products, each over 128 columns. */
-        int32_t sum[2][4] = { { 0, 0, 0, 0 }, { 0, 0, 0, 0 } };
 #pragma unroll
         for (int s = 0; s < 8; s += 2)
 #pragma unroll
             for (int h = 0; h < 2; h++) {
                 const uint32_t rows[4] = { bytes[s][2 * h], bytes[s][2 * h + 1],
                                            bytes[s + 1][2 * h], bytes[s + 1][2 * h + 1] };
-                sz_mma_s8(sum[h], rows, b[s], b[s + 1]);
+                sz_mma_s8(sum[tile][h], rows, b[s], b[s + 1]);
             }
-            /* Scale. */
-#pragma unroll
-        for (int j = 0; j < 2; j++) {
-            const float xs = x.scale[g * x.rows + row + 8 * tile + 2 * t + j];
-#pragma unroll
-            for (int i = 0; i < 4; i++)
-                v[tile][j][i] = __fmul_rn((float)sum[i / 2][i % 2 * 2 + j],
-                                          __fmul_rn(scales[i], xs));
-        }
     }
+}
+
+/* The products of a group, an integer, times both scales. */
+__device__ __forceinline__ float scaled(int32_t sum, float w_scale, float x_scale)
+{
+    return __fmul_rn((float)sum, __fmul_rn(w_scale, x_scale));
 }
 
 /* sum + the bias of this column, if there is one. */
@@ -239,41 +245,53 @@ template <int TILES> static __global__ void __launch_bounds__(THREADS)
     skinny_kernel(const uint8_t *q, const float *scale, int64_t blocks, int64_t words,
                   quantized_rows x, int64_t n, int64_t m, sz_elements bias, sz_elements y)
 {
-    enum { WIDTH = PAIR + 4 }; /* so that rows start in different banks */
-    __shared__ __align__(16) float part[WARPS][8 * TILES][WIDTH];
+    enum { WIDTH = PAIR + 4, GROUPS = WARPS / PIECES }; /* rows start in different banks */
+    __shared__ __align__(16) int32_t part[WARPS][8 * TILES][WIDTH];
     const int lane = (int)threadIdx.x % 32;
     const int warp = (int)threadIdx.x / 32;
     const int r = lane / 4;
     const int t = lane % 4;
     const int64_t row = (int64_t)blockIdx.y * 8 * TILES;
     const int64_t groups = x.groups;
+    const int64_t pieces = groups * PIECES;
     const weight_rows w = weights_at(q, scale, blockIdx.x, blocks, words, groups);
+    /* The scales of the weight row whose sums this thread has. */
+    const int64_t own_block = min((int64_t)blockIdx.x * 2 + lane / SZ_Q_ROWS, blocks - 1);
+    const float *own_scale = scale + own_block * groups * SZ_Q_ROWS + lane % SZ_Q_ROWS;
     float sum[TILES];
     for (int i = 0; i < TILES; i++) sum[i] = 0;
     uint4 a[8];
-    if (warp < groups) load_weight_group(w, warp, a);
-    for (int64_t first = 0; first < groups; first += WARPS) {
-        /* Each warp multiplies one group. */
-        const int64_t g = first + warp;
-        if (g < groups) {
-            float v[TILES][2][4];
-            group_products<TILES>(w, a, g, x, row, v);
+    if (warp < pieces) load_weights(w, warp, a);
+    for (int64_t first = 0; first < groups; first += GROUPS) {
+        /* Each warp multiplies one piece. */
+        const int64_t piece = first * PIECES + warp;
+        if (piece < pieces) {
+            int32_t v[TILES][2][4] = {};
+            piece_products<TILES>(a, piece, x, row, v);
 #pragma unroll
             for (int tile = 0; tile < TILES; tile++)
                 for (int j = 0; j < 2; j++) {
-                    const float(&p)[4] = v[tile][j];
-                    *(float4 *)&part[warp][8 * tile + 2 * t + j][4 * r] = make_float4(p[0], p[1],
-                                                                                      p[2], p[3]);
+                    const int32_t(&p)[2][4] = v[tile];
+                    *(int4 *)&part[warp][8 * tile + 2 * t + j][4 * r] =
+                        make_int4(p[0][j], p[0][2 + j], p[1][j], p[1][2 + j]);
                 }
         }
-        /* The next group's weights arrive while this warp waits for the others. */
-        if (g + WARPS < groups) load_weight_group(w, g + WARPS, a);
+        /* The next piece's weights arrive while this warp waits for the others. */
+        if (piece + WARPS < pieces) load_weights(w, piece + WARPS, a);
         __syncthreads();
         /* Add the groups in order; each thread has one element of every tile. */
-        for (int i = 0; i < WARPS && first + i < groups; i++)
+        for (int i = 0; i < GROUPS && first + i < groups; i++) {
+            const int64_t g = first + i;
+            const float w_scale = own_scale[g * SZ_Q_ROWS];
 #pragma unroll
-            for (int tile = 0; tile < TILES; tile++)
-                sum[tile] = __fadd_rn(sum[tile], part[i][8 * tile + warp][lane]);
+            for (int tile = 0; tile < TILES; tile++) {
+                const int to = 8 * tile + warp;
+                int32_t products = 0;
+                for (int p = 0; p < PIECES; p++) products += part[i * PIECES + p][to][lane];
+                sum[tile] = __fadd_rn(sum[tile],
+                                      scaled(products, w_scale, x.scale[g * x.rows + row + to]));
+            }
+        }
         __syncthreads();
     }
     const int64_t col = (int64_t)blockIdx.x * PAIR + lane;
@@ -290,6 +308,7 @@ static __global__ void __launch_bounds__(THREADS)
 {
     const int lane = (int)threadIdx.x % 32;
     const int warp = (int)threadIdx.x / 32;
+    const int t = lane % 4;
     const int64_t pair = (int64_t)blockIdx.x * WARPS_DOWN + warp % WARPS_DOWN;
     const int64_t across = (int64_t)blockIdx.y * WARPS_ACROSS + warp / WARPS_DOWN;
     const int64_t row = across * 8 * TILES_PER_WARP;
@@ -299,20 +318,31 @@ static __global__ void __launch_bounds__(THREADS)
     float sum[TILES_PER_WARP][2][4];
     for (int i = 0; i < 8 * TILES_PER_WARP; i++) sum[i / 8][i / 4 % 2][i % 4] = 0;
     for (int64_t g = 0; g < x.groups; g++) {
-        uint4 a[8];
-        float v[TILES_PER_WARP][2][4];
-        load_weight_group(w, g, a);
-        group_products<TILES_PER_WARP>(w, a, g, x, row, v);
-#pragma unroll
-        for (int i = 0; i < 8 * TILES_PER_WARP; i++) {
-            float &s = sum[i / 8][i / 4 % 2][i % 4];
-            s = __fadd_rn(s, v[i / 8][i / 4 % 2][i % 4]);
+        int32_t v[TILES_PER_WARP][2][4] = {};
+        for (int p = 0; p < PIECES; p++) {
+            uint4 a[8];
+            load_weights(w, g * PIECES + p, a);
+            piece_products<TILES_PER_WARP>(a, g * PIECES + p, x, row, v);
         }
+        const float4 four = *(const float4 *)(w.scale + g * SZ_Q_ROWS);
+        const float w_scale[4] = { four.x, four.y, four.z, four.w };
+#pragma unroll
+        for (int tile = 0; tile < TILES_PER_WARP; tile++)
+#pragma unroll
+            for (int j = 0; j < 2; j++) {
+                const float x_scale = x.scale[g * x.rows + row + 8 * tile + 2 * t + j];
+#pragma unroll
+                for (int i = 0; i < 4; i++) {
+                    const int32_t products = v[tile][i / 2][i % 2 * 2 + j];
+                    float &s = sum[tile][j][i];
+                    s = __fadd_rn(s, scaled(products, w_scale[i], x_scale));
+                }
+            }
     }
     const int64_t first = pair * PAIR + lane / 4 * 4;
     for (int tile = 0; tile < TILES_PER_WARP; tile++)
         for (int j = 0; j < 2; j++) {
-            const int64_t to = row + 8 * tile + lane % 4 * 2 + j;
+            const int64_t to = row + 8 * tile + 2 * t + j;
             for (int i = 0; i < 4; i++)
                 if (to < n && first + i < m)
                     sz_store_element(y, to * m + first + i,

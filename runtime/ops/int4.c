@@ -9,7 +9,7 @@
 #include "op.h"
 #include <omp.h>
 
-enum { ROWS = 16, COLS = 128, BLOCK = 1152, GROUPS = 8 };
+enum { ROWS = 16, COLS = 256, BLOCK = 2304, GROUPS = 16 };
 
 static int64_t ceil_div(int64_t n, int64_t by) { return (n + by - 1) / by; }
 

@@ -325,7 +325,7 @@ int sz_grad_linear_add_(sz_node *n)
 }
 
 /* ---- 8-bit weights; cpu/int8.h describes their layout ---- */
-enum { Q_ROWS = 16, Q_WORD = 4, Q_GROUP = 128 };
+enum { Q_ROWS = 16, Q_WORD = 4, Q_GROUP = 256 };
 
 static int64_t ceil_div(int64_t n, int64_t by) { return (n + by - 1) / by; }
 
@@ -383,7 +383,7 @@ int64_t sz_workspace_linear_int8(const sz_call *c)
 {
     const int64_t n = sz_rows(c->in[0]);
     const int64_t groups = c->in[2]->shape[1];
-    const int64_t x = sz_packed_rows(n) * 2 * (32 + 1) * groups * (int64_t)sizeof(float);
+    const int64_t x = sz_packed_rows(n) * 2 * (Q_GROUP / 4 + 1) * groups * (int64_t)sizeof(float);
     return x + omp_get_max_threads() * sz_packed_sums_bytes(n);
 }
 

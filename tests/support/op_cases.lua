@@ -956,10 +956,10 @@ cases.linear_cat = {
   end,
 }
 -- Rows and columns around the blocks of 16 and 12 (and 8, 32, 64 on CUDA), columns around the
--- groups of 128 and words of 4; a group of zeros.
+-- groups of 256 and words of 4; a group of zeros.
 local QUANTIZED = {
-  { 1, 1, 1 }, { 3, 17, 5 }, { 12, 130, 31 }, { 13, 257, 65 }, { 5, 128, 129 }, { 27, 384, 48 },
-  { 66, 36, 70 }, { 70, 300, 140 },
+  { 1, 1, 1 }, { 3, 17, 5 }, { 12, 130, 31 }, { 13, 513, 65 }, { 5, 256, 129 }, { 27, 384, 48 },
+  { 66, 36, 70 }, { 70, 600, 140 },
 }
 cases.quantize_int8 = {
   calls = function(g)
@@ -969,7 +969,7 @@ cases.quantize_int8 = {
         inputs = { g.normal({ s[3], s[2] }), g.normal({ 3, s[2] }), g.normal({ 17, s[2] }) },
       }
       local zeros = g.fill({ s[3], s[2] }, function(i)
-        if i % s[2] < 128 then return 0 end
+        if i % s[2] < 256 then return 0 end
         return gauss()
       end)
       list[#list + 1] = { inputs = { zeros }, name = "zeros" }

@@ -259,7 +259,7 @@ local function equal_rows(got, want)
   return count / #off
 end
 
--- Shards whose slices are whole groups of 128 columns have the whole model's packed weights. But
+-- Shards whose slices are whole groups of 256 columns have the whole model's packed weights. But
 -- activations are rounded to 8 bits, too: one that differs in its last bits and is next to a
 -- boundary goes to the next of 255 steps, and all later tokens see it. So the first rows are equal,
 -- and on the whole rounding costs no more than in the whole model.

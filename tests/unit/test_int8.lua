@@ -26,7 +26,7 @@ check.case("the model names its 8 bits", function()
 end)
 
 check.case("logits are close to those of the whole model", function()
-  -- Rounding to 127 steps of the largest of 128 numbers is off by 0.5 % of a typical one, in
+  -- Rounding to 127 steps of the largest of 256 numbers is off by 0.5 % of a typical one, in
   -- weights and in x, independently for each product; measured 0.9993. A scale or block in the
   -- wrong place gives less than 0.9.
   local input = text()

@@ -95,7 +95,7 @@ static int whole_part_for(const float *x, int64_t n, float part, float unit)
     return best;
 }
 
-/* Columns col .. col + 128 of a row of q, from n elements. */
+/* Columns col .. col + 255 of a row of q, from n elements. */
 static void quantize_row(const float *x, int64_t n, sz_tensor *q, sz_tensor *scale, int64_t row,
                          int64_t col)
 {
@@ -185,7 +185,7 @@ int sz_ref_linear_int4(const sz_call *c)
     const int64_t m = sz_cols(y);
     const int64_t k = sz_cols(x);
 
-    /* One output at a time: integer sums of 128 columns, scaled and added. */
+    /* One output at a time: integer sums of 256 columns, scaled and added. */
     for (int64_t r = 0; r < n; r++)
         for (int64_t j = 0; j < m; j++) {
             double sum = b ? sz_get(b, j) : 0;

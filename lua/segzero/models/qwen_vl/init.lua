@@ -20,7 +20,7 @@
 -- A shard of a split model has vl.shards = {count =, index =, group =} and slices of the weights
 -- (weights.lua); all shards save together (split.lua). In 8 or 4 bits each quantises its slices:
 -- codes and scales are those of the whole model, but for o_proj and down_proj where a slice does
--- not begin at a multiple of 128 columns.
+-- not begin at a multiple of 256 columns.
 -- The methods that every model has are in README.md. Leaves out: videos.
 
 local ffi = require "ffi"
@@ -266,9 +266,9 @@ own.train = full_precision_only(function(vl, filter)
   return lora.train(vl, filter, weights.train)
 end, "train", true)
 
--- Bytes of a quantised weight: 8 bits and a scale of four bytes for 128 weights, or 4 bits, a part
--- of a byte for 16 and a scale of two bytes for 128 (runtime/cpu/int8.h, int4.h).
-local PACKED = { int8 = 1 + 4 / 128, int4 = 1 / 2 + 1 / 16 + 2 / 128 }
+-- Bytes of a quantised weight: 8 bits and a scale of four bytes for 256 weights, or 4 bits, a part
+-- of a byte for 16 and a scale of two bytes for 256 (runtime/cpu/int8.h, int4.h).
+local PACKED = { int8 = 1 + 4 / 256, int4 = 1 / 2 + 1 / 16 + 2 / 256 }
 M.packed_width = PACKED
 
 -- Bytes of the weights when the model is loaded with this dtype. A quantised model has the head in
