@@ -6,11 +6,12 @@
 #include "common/model.h"
 #include "qwen_vl/qwen_vl.h"
 
-/* A block of the vision tower. Qwen2-VL's norms have biases and its MLP has no gate (gate.w is
- * NULL): up is fc1, down is fc2. */
+/* A block of the vision tower. Qwen2-VL's norms have biases and its MLP has no gate (gate.rows is
+ * 0): up is fc1, down is fc2. */
 typedef struct {
     sz_tensor *norm1, *norm1_b, *norm2, *norm2_b;
     model_layer qkv, proj, gate, up, down;
+    model_packed qkv_packed, proj_packed, gate_up_packed, down_packed;
 } qwen_block;
 
 /* A layer of the language model. */
@@ -31,6 +32,7 @@ typedef struct {
     qwen_share share;
     sz_tensor *patch_embed, *ln_q, *ln_q_b;
     model_layer merge0, merge2;
+    model_packed merge0_packed, merge2_packed;
     sz_tensor *embed, *norm, *lm_head;
     qwen_block *blocks;
     qwen_layer *layers;

@@ -189,9 +189,9 @@ static sz_tensor *normalise(sz_tensor *x, sz_tensor *weight, sz_tensor *bias)
 /* The activations between the MLP's linear layers. */
 static sz_tensor *mlp_inner(const sz_model *base, const qwen_block *b, sz_tensor *x)
 {
-    const bool gated = b->gate.w != NULL;
-    sz_tensor *inner = gated ? MODEL_LINEAR(base, x, NULL, &b->gate, &b->up)
-                             : model_linear(base, x, &b->up);
+    const bool gated = b->gate.rows > 0;
+    sz_tensor *inner = gated ? MODEL_LINEAR(base, x, &b->gate_up_packed, &b->gate, &b->up)
+                             : MODEL_LINEAR(base, x, &b->gate_up_packed, &b->up);
     sz_tensor *act = gated ? sz_swiglu(inner) : sz_quick_gelu(inner);
     sz_tensor_release(inner);
     return act;
@@ -207,15 +207,15 @@ static sz_tensor *block_forward(const void *context, sz_tensor *x)
     double scale = 1 / sqrt((double)d);
 
     sz_tensor *h = normalise(x, b->norm1, b->norm1_b);
-    model_move(&h, model_linear(base, h, &b->qkv));
+    model_move(&h, MODEL_LINEAR(base, h, &b->qkv_packed, &b->qkv));
     model_move(&h, sz_rope(h, k->cosines, k->sines, 2 * heads, d));
     model_move(&h, sz_attention(h, k->segments, heads, heads, d, false, scale));
-    model_move(&h, model_linear(base, h, &b->proj));
+    model_move(&h, MODEL_LINEAR(base, h, &b->proj_packed, &b->proj));
     sz_tensor *mid = sz_add(x, h);
 
     model_move(&h, normalise(mid, b->norm2, b->norm2_b));
     model_move(&h, mlp_inner(base, b, h));
-    model_move(&h, model_linear(base, h, &b->down));
+    model_move(&h, MODEL_LINEAR(base, h, &b->down_packed, &b->down));
     sz_tensor *y = mid ? sz_add(mid, h) : NULL;
     MODEL_RELEASE(mid, h);
     return y;
@@ -228,9 +228,9 @@ static sz_tensor *merger_forward(const void *context, sz_tensor *x)
     int64_t merged = (int64_t)m->config.v_hidden * m->config.v_merge * m->config.v_merge;
     sz_tensor *h = normalise(x, m->ln_q, m->ln_q_b);
     if (h) model_move(&h, sz_reshape2(h, h->numel / merged, merged));
-    model_move(&h, model_linear(&m->base, h, &m->merge0));
+    model_move(&h, MODEL_LINEAR(&m->base, h, &m->merge0_packed, &m->merge0));
     model_move(&h, sz_gelu(h));
-    model_move(&h, model_linear(&m->base, h, &m->merge2));
+    model_move(&h, MODEL_LINEAR(&m->base, h, &m->merge2_packed, &m->merge2));
     return h;
 }
 

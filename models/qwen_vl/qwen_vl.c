@@ -259,35 +259,68 @@ static sz_tensor *head_weight(const qwen_model *m)
     return m->config.tied ? m->embed : m->lm_head;
 }
 
-static int quantize_layer(qwen_layer *l, int bits)
+/* Layers side by side, and their packed form. */
+typedef struct {
+    model_packed *packed;
+    model_layer *layers[4];
+} packing;
+
+/* Packs them and releases their weights. */
+static int pack(sz_model *base, int bits, const packing *list, size_t count)
 {
-    const struct {
-        model_packed *packed;
-        model_layer *layers[4];
-    } list[] = {
+    for (size_t i = 0; i < count; i++)
+        if (model_quantize_layers(list[i].packed, bits, list[i].layers) != 0) return -1;
+    base->quantized = bits;
+    for (size_t i = 0; i < count; i++)
+        for (int k = 0; list[i].layers[k]; k++) model_unload_layer(list[i].layers[k]);
+    return 0;
+}
+
+static int pack_layer(sz_model *base, int bits, qwen_layer *l)
+{
+    const packing list[] = {
         { &l->qkv_packed, { &l->q, &l->k, &l->v } },
         { &l->o_packed, { &l->o } },
         { &l->gate_up_packed, { &l->gate, &l->up } },
         { &l->down_packed, { &l->down } },
     };
-    for (size_t i = 0; i < sizeof list / sizeof *list; i++)
-        if (model_quantize_layers(list[i].packed, bits, list[i].layers) != 0) return -1;
-    return 0;
+    return pack(base, bits, list, sizeof list / sizeof *list);
 }
 
+static int pack_block(sz_model *base, int bits, qwen_block *b)
+{
+    packing gate_up = { &b->gate_up_packed, { &b->gate, &b->up } };
+    if (b->gate.rows == 0) gate_up = (packing){ &b->gate_up_packed, { &b->up } };
+    const packing list[] = {
+        { &b->qkv_packed, { &b->qkv } },
+        { &b->proj_packed, { &b->proj } },
+        gate_up,
+        { &b->down_packed, { &b->down } },
+    };
+    return pack(base, bits, list, sizeof list / sizeof *list);
+}
+
+static int pack_vision(qwen_model *m, int bits)
+{
+    const packing merger[] = {
+        { &m->merge0_packed, { &m->merge0 } },
+        { &m->merge2_packed, { &m->merge2 } },
+    };
+    for (int i = 0; i < m->config.v_depth; i++)
+        if (pack_block(&m->base, bits, &m->blocks[i]) != 0) return -1;
+    return pack(&m->base, bits, merger, sizeof merger / sizeof *merger);
+}
+
+/* The vision tower of a model in 4 bits stays whole: adapters are trained on such a model, also on
+ * the tower, and gradients pass through its weights. */
 static int quantize(sz_model *base, int bits)
 {
     qwen_model *m = qwen_of(base);
     model_layer logits = { .w = head_weight(m), .rows = m->share.vocab };
     if (model_quantize_layers(&m->head, bits, (model_layer *[4]){ &logits }) != 0) return -1;
-    for (int i = 0; i < m->config.layers; i++) {
-        qwen_layer *l = &m->layers[i];
-        if (quantize_layer(l, bits) != 0) return -1;
-        base->quantized = bits;
-        model_layer *unused[] = { &l->q, &l->k, &l->v, &l->o, &l->gate, &l->up, &l->down };
-        for (size_t k = 0; k < sizeof unused / sizeof *unused; k++) model_unload_layer(unused[k]);
-    }
-    return 0;
+    for (int i = 0; i < m->config.layers; i++)
+        if (pack_layer(base, bits, &m->layers[i]) != 0) return -1;
+    return bits == 8 ? pack_vision(m, bits) : 0;
 }
 
 static void release_packed_head(sz_model *base) { model_release_packed(&qwen_of(base)->head); }
@@ -343,6 +376,15 @@ static int logprob(sz_model *base, sz_tensor *hidden, sz_tensor *ids, double tem
 static void release(sz_model *base)
 {
     qwen_model *m = qwen_of(base);
+    for (int i = 0; m->blocks && i < m->config.v_depth; i++) {
+        qwen_block *b = &m->blocks[i];
+        model_release_packed(&b->qkv_packed);
+        model_release_packed(&b->proj_packed);
+        model_release_packed(&b->gate_up_packed);
+        model_release_packed(&b->down_packed);
+    }
+    model_release_packed(&m->merge0_packed);
+    model_release_packed(&m->merge2_packed);
     for (int i = 0; m->layers && i < m->config.layers; i++) {
         qwen_layer *l = &m->layers[i];
         model_release_packed(&l->qkv_packed);

@@ -349,11 +349,22 @@ static inline __attribute__((always_inline)) void add_piece(const bool is_signed
 
 /* ---- results ---- */
 
-/* Stores 32 sums of a row as bf16. */
-static inline void store_32(uint16_t *to, const block_sums *sums, int64_t r)
+/* Biases of `count` columns from `first` on, in f32; zeros without a bias and past its end. */
+static void load_bias(const sz_tensor *bias, int64_t first, int64_t count, float *to)
 {
-    _mm512_storeu_si512(
-        to, sz_amx_to_bf16_32(_mm512_load_ps(sums->of[0][r]), _mm512_load_ps(sums->of[1][r])));
+    memset(to, 0, (size_t)count * sizeof *to);
+    const int64_t some = bias ? sz_min64(count, bias->numel - first) : 0;
+    for (int64_t j = 0; j < some; j++) to[j] = sz_get(bias, first + j);
+}
+
+/* Stores 32 sums of a row plus their biases as bf16, of which `kept` are stored. */
+static inline void store_32(uint16_t *to, __mmask32 kept, const block_sums *sums, int64_t r,
+                            const float *bias)
+{
+    const __m512 low = _mm512_add_ps(_mm512_load_ps(sums->of[0][r]), _mm512_loadu_ps(bias));
+    const __m512 high = _mm512_add_ps(_mm512_load_ps(sums->of[1][r]),
+                                      _mm512_loadu_ps(bias + SZ_AMX_TILE));
+    _mm512_mask_storeu_epi16(to, kept, sz_amx_to_bf16_32(low, high));
 }
 
 /* Stores the sums of rows row .. row + 31 and some panels, the sums of two panels `next` apart. A
@@ -366,22 +377,25 @@ static void store(const sz_call *c, int64_t row, int64_t first_panel, int64_t la
     sz_tensor *y = c->out[0];
     const int64_t m = sz_cols(y);
     const int64_t n = sz_min64(PANEL, sz_rows(y) - row);
-    const bool plain = !c->in[3] && y->dtype == SZ_BF16 && last_panel * PANEL <= m;
-    if (!plain) {
+    const int64_t panels = last_panel - first_panel;
+    if (y->dtype == SZ_F32) {
         for (int64_t p = first_panel; p < last_panel; p++, sums += next)
             for (int i = 0; i < 2; i++)
                 sz_store_columns(y, c->in[3], row, n, p * PANEL + i * SZ_AMX_TILE,
                                  (const sz_vec *)sums->of[i]);
         return;
     }
+    float bias[SZ_PACKED_TASK_PANELS * PANEL];
+    load_bias(c->in[3], first_panel * PANEL, panels * PANEL, bias);
     uint16_t *to = sz_bf16(y) + row * m + first_panel * PANEL;
-    const int64_t panels = last_panel - first_panel;
     for (int64_t r = 0; r < n; r++, to += m)
         for (int64_t p = 0; p < panels; p++) {
+            const int64_t width = m - (first_panel + p) * PANEL;
+            const __mmask32 kept = width < PANEL ? (1u << width) - 1 : ~0u;
             if (row + r + LATER < sz_rows(y)) __builtin_prefetch(to + LATER * m + p * PANEL, 1);
             _mm_prefetch(sums[p * next].of[0][r] + SOON * SZ_AMX_TILE, _MM_HINT_T0);
             _mm_prefetch(sums[p * next].of[1][r] + SOON * SZ_AMX_TILE, _MM_HINT_T0);
-            store_32(to + p * PANEL, sums + p * next, r);
+            store_32(to + p * PANEL, kept, sums + p * next, r, bias + p * PANEL);
         }
 }
 

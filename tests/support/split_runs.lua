@@ -2,7 +2,7 @@
 --
 --   local folders = split_runs.folders(place)     a Qwen2.5-VL and a Qwen2-VL, 4 heads, 2 key-value
 --                                                 heads: four shards have two copies of each
---   local folder = split_runs.wide(place)         heads of 128, MLP of 512: four shards have whole
+--   local folder = split_runs.wide(place)         8 heads of 128, MLP of 1024: four shards have whole
 --                                                 groups of 8-bit columns
 --   split_runs.run("name", 2, { kind, folder }, env)    a case: split_ranks.lua on 2 ranks
 --
@@ -51,7 +51,8 @@ end
 
 function M.wide(place)
   return mini.write(place .. "/wide", { std = 0.05, config = config {
-    hidden_size = 512, intermediate_size = 512, vision_config = tower(512),
+    hidden_size = 1024, intermediate_size = 1024, num_attention_heads = 8,
+    vision_config = tower(1024),
     rope_scaling = { type = "mrope", mrope_section = { 16, 24, 24 } } } })
 end
 

@@ -1,16 +1,19 @@
--- test_int8.lua - a model in 8 bits: its logits against those of the whole model, answers that do
--- not depend on their batch, the frozen reference's log-probabilities, and what such a model
--- refuses.
+-- test_int8.lua - a model in 8 bits: its logits and vision tower against those of the whole model,
+-- answers that do not depend on their batch, the frozen reference's log-probabilities, the memory
+-- plan, and what such a model refuses.
 --
 --   ./segzero tests/unit/test_int8.lua
 
 local check = require "tests.support.check"
+local golden = require "tests.support.qwen_golden"
 local mini = require "tests.support.miniature"
 local quantised = require "tests.support.quantised"
 local sz = require "segzero"
+local model = require "segzero.models.qwen_vl"
 local rollout = require "segzero.inference.rollout"
 local tensor = require "segzero.core.tensor"
 
+local C = sz.core.C
 local TINY = "models/tiny/qwen2.5-vl"
 local TOKENS = 96
 
@@ -18,6 +21,24 @@ local whole = sz.qwen_vl(TINY, { dtype = "bf16" })
 local small = sz.qwen_vl(TINY, { dtype = "int8" })
 
 local function text() return quantised.text(TOKENS) end
+
+-- The relative difference of what two models' towers say of an input's image.
+local function tower_difference(a, b, input)
+  local function features(vl)
+    return tensor.no_grad(function() return vl:vision { input } end)
+  end
+  local want = features(a)
+  return math.sqrt((features(b) - want):sum_squares():item() / want:sum_squares():item())
+end
+
+-- How many weights of the vision tower, or of the language model, are held in 8 bits only.
+local function count_packed(vl, vision)
+  local n = 0
+  for _, w in ipairs(vl.weights) do
+    if w.vision == vision then n = n + C.sz_model_weight_is_packed(vl.c, w.index) end
+  end
+  return n
+end
 
 -- ---- logits and log-probabilities ----
 
@@ -33,6 +54,47 @@ check.case("logits are close to those of the whole model", function()
   local cosine = quantised.compare(quantised.logits(whole, input), quantised.logits(small, input))
   check.ok(cosine > 0.998, ("the least cosine with the whole model is %.5f"):format(cosine))
   check.ok(cosine < 1, "the logits are those of rounded weights")
+end)
+
+check.case("the vision tower is in 8 bits, too", function()
+  local off = tower_difference(whole, small, quantised.answered(whole, 2))
+  check.ok(off > 1e-4 and off < 0.05, ("its features are off by %.4f"):format(off))
+  check.equal(count_packed(small, true), 2 * (2 + 5 * small.config.v_depth),
+    "weights and biases of its linear layers")
+end)
+
+check.case("the answer to an image is close to that of the whole model", function()
+  local input, first = quantised.answered(whole, 2)
+  local want = quantised.logits(whole, input)
+  local least, mean, same = quantised.compare(want, quantised.logits(small, input), first)
+  check.ok(mean > 0.998, ("the mean cosine is %.5f"):format(mean))
+  check.ok(least > 0.95, ("the least cosine is %.5f"):format(least))
+  check.ok(same > 0.97, ("%.2f of the likeliest words are the same"):format(same))
+end)
+
+check.case("Qwen2-VL, whose tower has no gates", function()
+  local folder, case, t = golden.case "qwen2_vl/V1"
+  local full = sz.qwen_vl(folder, { dtype = "bf16" })
+  local packed = sz.qwen_vl(folder, { dtype = "int8" })
+  local input = golden.input_of(case.sequences[1], t)
+  local off = tower_difference(full, packed, input)
+  check.ok(off > 1e-4 and off < 0.05, ("its features are off by %.4f"):format(off))
+  full:free()
+  packed:free()
+end)
+
+check.case("the plan knows the size of 8-bit weights", function()
+  local vl = model.meta(TINY, "int8")
+  local packed = 0
+  local plain = 0
+  for _, w in ipairs(vl.weights) do
+    local n = 1
+    for _, d in ipairs(w.shape) do n = n * d end
+    if w.linear then packed = packed + n else plain = plain + n end
+  end
+  local head = vl.config.vocab * vl.config.hidden
+  check.near(vl:weight_bytes "int8", (1 + 1 / 64) * (packed + head) + 2 * plain, 1, "bytes")
+  vl:free()
 end)
 
 check.case("log-probabilities are close to those of the whole model", function()
