@@ -8,7 +8,7 @@
  * A task is up to TASK_COLS columns of the right operand times some panels. The inner dimension is
  * cut into pieces of at most DEPTH, so that the task's part of the right operand stays in the
  * second-level cache while panels pass by; the next panel is fetched meanwhile. Four tiles of sums
- * hold 32 x 32 results. A sum runs over the inner dimension in order and in f32, whatever m and n
+ * hold 32 x 32 results. Up to 16 columns have narrower tiles of just these (decoding). A sum runs over the inner dimension in order and in f32, whatever m and n
  * are, so an answer's numbers do not depend on how many answers decode with it.
  *
  * Compiled to nothing except for processors with AMX.
@@ -27,6 +27,7 @@ enum {
     TASK_COLS = 256,        /* at most */
     TASK_NUMBERS = 1 << 19, /* of the right operand in a task: they stay in the cache */
     TASK_PANELS = 16,       /* at most */
+    FEW_TASK_PANELS = 8,    /* at most, of up to 32 columns */
     AHEAD = 2,              /* steps that rows are fetched ahead if there is only one block */
     SLAB_BYTES = 32 << 20,  /* of the right operand that are packed at one time */
 };
@@ -79,6 +80,19 @@ static void pack_right(uint16_t *to, const operand *x, int64_t first, int64_t co
                 uint16_t *tile = to + panel * padded + p * PANEL + (c - panel) * STEP;
                 sz_amx_store(tile, STEP, r);
             }
+}
+
+/* The `width` columns of the right operand, at most 16, from `first` on, as tiles that are as wide:
+ * [k / 32][16 x width words]. */
+static void pack_narrow(uint16_t *to, const operand *x, int64_t first, int64_t width, int64_t k)
+{
+    const __mmask16 mask = (__mmask16)((1u << width) - 1);
+    for (int64_t p = 0; p < round_up(k, STEP); p += STEP, to += STEP * width) {
+        __m512i r[SZ_AMX_TILE] = { { 0 } };
+        load_tile(r, x, first, p, k, false);
+        for (int i = 0; i < SZ_AMX_TILE; i++)
+            _mm512_mask_storeu_epi32(to + 2 * i * width, mask, r[i]);
+    }
 }
 
 /* Rows from `first` on of the left operand, row by row: [rows][padded], from inner number `from` on.
@@ -217,15 +231,22 @@ static void multiply(const panel_piece *left, const uint16_t *right, fetcher *ne
     if (left->tail) step(left->tail, STEP, right);
 }
 
-/* All steps of 16 rows: tile x of the left operand, sums in tiles a and b. Each row is fetched
- * AHEAD steps before it is used, and past its end, the row that is 16 further down. */
+/* Fetches 16 rows AHEAD of step s, and past their end, the rows that are 16 further down. */
+static inline __attribute__((always_inline)) void fetch_ahead(const panel_piece *left,
+                                                              const uint16_t *rows, int64_t s)
+{
+    const int64_t past = s + AHEAD - left->steps;
+    const uint16_t *later = rows + (s + AHEAD) * STEP;
+    if (past >= 0) later = rows + SZ_AMX_TILE * left->ld + past * STEP;
+#pragma GCC unroll 16
+    for (int row = 0; row < SZ_AMX_TILE; row++)
+        _mm_prefetch((const char *)(later + row * left->ld), _MM_HINT_T0);
+}
+
+/* All steps of 16 rows: tile x of the left operand, sums in tiles a and b. */
 #define SIXTEEN_ROWS(x, a, b, rows, left, right) \
     for (int64_t s = 0; s < (left)->steps; s++) { \
-        const int64_t past = s + AHEAD - (left)->steps; \
-        const uint16_t *later = (rows) + (s + AHEAD) * STEP; \
-        if (past >= 0) later = (rows) + SZ_AMX_TILE * (left)->ld + past * STEP; \
-        _Pragma("GCC unroll 16") for (int row = 0; row < SZ_AMX_TILE; row++) \
-            _mm_prefetch((const char *)(later + row * (left)->ld), _MM_HINT_T0); \
+        fetch_ahead(left, rows, s); \
         _tile_loadd(x, (rows) + s * STEP, 2 * (left)->ld); \
         _tile_loadd(6, (right) + s * SZ_AMX_BYTES, SZ_AMX_ROW_BYTES); \
         _tile_dpbf16ps(a, x, 6); \
@@ -241,6 +262,27 @@ static void multiply_alone(const panel_piece *left, const uint16_t *right)
     SIXTEEN_ROWS(4, 0, 1, left->data, left, right)
     SIXTEEN_ROWS(5, 2, 3, left->data + SZ_AMX_TILE * left->ld, left, right)
     if (left->tail) step(left->tail, STEP, right + left->steps * SZ_AMX_BYTES);
+}
+
+/* The same for a right operand of one tile of `width` columns: sums in tile a. */
+#define SIXTEEN_ROWS_NARROW(x, a, rows, left, right, width) \
+    for (int64_t s = 0; s < (left)->steps; s++) { \
+        fetch_ahead(left, rows, s); \
+        _tile_loadd(x, (rows) + s * STEP, 2 * (left)->ld); \
+        _tile_loadd(6, (right) + s * STEP * (width), 4 * (width)); \
+        _tile_dpbf16ps(a, x, 6); \
+    }
+
+static void multiply_narrow(const panel_piece *left, const uint16_t *right, int64_t width)
+{
+    SIXTEEN_ROWS_NARROW(4, 0, left->data, left, right, width)
+    SIXTEEN_ROWS_NARROW(5, 2, left->data + SZ_AMX_TILE * left->ld, left, right, width)
+    if (!left->tail) return;
+    _tile_loadd(6, right + left->steps * STEP * width, 4 * width);
+    _tile_loadd(4, left->tail, SZ_AMX_ROW_BYTES);
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_loadd(5, left->tail + SZ_AMX_TILE * STEP, SZ_AMX_ROW_BYTES);
+    _tile_dpbf16ps(2, 5, 6);
 }
 
 /* Where a block's results go: rows x columns of C from c on. */
@@ -294,22 +336,26 @@ static void store_block(const block_place *to, const float *sums, bool transpose
         }
 }
 
-/* next: rows to fetch meanwhile, or NULL. */
-static void block(const panel_piece *left, const uint16_t *right, fetcher *next,
+/* width: of a narrow right operand, or 0. next: rows to fetch meanwhile, or NULL. */
+static void block(const panel_piece *left, const uint16_t *right, int64_t width, fetcher *next,
                   const block_place *to, bool transposed)
 {
     float sums[PANEL * PANEL] __attribute__((aligned(64)));
+    if (width) memset(sums, 0, sizeof sums);
     for (int64_t row = 0; row < to->rows; row++) {
         __builtin_prefetch(address(to, row, 0), 1);
         __builtin_prefetch(address(to, row, to->columns - 1), 1);
     }
     sz_amx_clear_sums();
-    if (next) multiply(left, right, next);
+    if (width) multiply_narrow(left, right, width);
+    else if (next) multiply(left, right, next);
     else multiply_alone(left, right);
     _tile_stored(0, sums, 4 * PANEL);
-    _tile_stored(1, sums + SZ_AMX_TILE, 4 * PANEL);
     _tile_stored(2, sums + SZ_AMX_TILE * PANEL, 4 * PANEL);
-    _tile_stored(3, sums + SZ_AMX_TILE * PANEL + SZ_AMX_TILE, 4 * PANEL);
+    if (!width) {
+        _tile_stored(1, sums + SZ_AMX_TILE, 4 * PANEL);
+        _tile_stored(3, sums + SZ_AMX_TILE * PANEL + SZ_AMX_TILE, 4 * PANEL);
+    }
     store_block(to, sums, transposed);
 }
 
@@ -318,6 +364,7 @@ typedef struct {
     left_operand left;
     const uint16_t *right; /* packed columns from first_col on */
     int64_t first_col, columns;
+    int64_t width; /* of the right operand's tiles if they are narrow, else 0 */
     bool transposed;
     float beta;
     const float *bias;
@@ -337,45 +384,72 @@ static int64_t task_columns(int64_t k)
     return sz_min64(TASK_COLS, TASK_NUMBERS / depth_of(k) / PANEL * PANEL);
 }
 
-/* Panels from first to last times columns from col on (of the packed ones). */
-static void run_task(const product *p, int64_t first, int64_t last, int64_t col)
+/* A task's panels, and its columns (of the packed ones). */
+typedef struct {
+    int64_t first_panel, last_panel;
+    int64_t col;
+} task;
+
+/* A panel's steps [from, from + depth) times the task's columns. */
+static void run_panel(const product *p, const task *t, int64_t panel, int64_t from)
 {
     const int64_t padded = round_up(p->left.k, STEP);
     const int64_t depth = depth_of(p->left.k);
-    const int64_t columns = sz_min64(task_columns(p->left.k), p->columns - col);
+    const int64_t columns = sz_min64(task_columns(p->left.k), p->columns - t->col);
     const int64_t blocks = (columns + PANEL - 1) / PANEL;
+    const panel_piece left = piece_of(&p->left, panel, from, depth);
+    panel_piece next = left;
+    if (panel + 1 < t->last_panel) next = piece_of(&p->left, panel + 1, from, depth);
+    else if (from + depth < padded) next = piece_of(&p->left, t->first_panel, from + depth, depth);
+    /* Each block fetches its share of the next panel's rows. If there is only one, memory is busy
+     * with this panel. */
+    fetcher ahead = { (const char *)next.data, 2 * next.ld, next.steps, 0,
+                      (PANEL + blocks - 1) / blocks };
+    for (int64_t b = 0; b < blocks; b++) {
+        const int64_t at = t->col + b * PANEL;
+        const uint16_t *right = p->right + at * padded + from * (p->width ? p->width : PANEL);
+        const int64_t rows = sz_min64(PANEL, p->left.rows.count - panel * PANEL);
+        const int64_t some = sz_min64(PANEL, p->columns - at);
+        const int64_t out_row = p->transposed ? p->first_col + at : panel * PANEL;
+        const int64_t out_col = p->transposed ? panel * PANEL : p->first_col + at;
+        const block_place to = {
+            p->c + (out_row * p->ldc + out_col) * sz_dtype_size(p->dtype),
+            p->ldc,
+            p->dtype,
+            p->transposed ? some : rows,
+            p->transposed ? rows : some,
+            from > 0 || p->beta != 0,
+            p->bias && from == 0 ? p->bias + out_col : NULL,
+        };
+        block(&left, right, p->width, blocks > 1 ? &ahead : NULL, &to, p->transposed);
+    }
+}
 
-    sz_amx_begin();
-    for (int64_t from = 0; from < padded; from += depth)
-        for (int64_t panel = first; panel < last; panel++) {
-            const panel_piece left = piece_of(&p->left, panel, from, depth);
-            panel_piece next = left;
-            if (panel + 1 < last) next = piece_of(&p->left, panel + 1, from, depth);
-            else if (from + depth < padded) next = piece_of(&p->left, first, from + depth, depth);
-            /* Each block fetches its share of the next panel's rows. If there is only one, memory
-             * is busy with this panel. */
-            fetcher ahead = { (const char *)next.data, 2 * next.ld, next.steps, 0,
-                              (PANEL + blocks - 1) / blocks };
-            for (int64_t b = 0; b < blocks; b++) {
-                const int64_t at = col + b * PANEL;
-                const uint16_t *right = p->right + at * padded + from * PANEL;
-                const int64_t rows = sz_min64(PANEL, p->left.rows.count - panel * PANEL);
-                const int64_t some = sz_min64(PANEL, p->columns - at);
-                const int64_t out_row = p->transposed ? p->first_col + at : panel * PANEL;
-                const int64_t out_col = p->transposed ? panel * PANEL : p->first_col + at;
-                const block_place to = {
-                    p->c + (out_row * p->ldc + out_col) * sz_dtype_size(p->dtype),
-                    p->ldc,
-                    p->dtype,
-                    p->transposed ? some : rows,
-                    p->transposed ? rows : some,
-                    from > 0 || p->beta != 0,
-                    p->bias && from == 0 ? p->bias + out_col : NULL,
-                };
-                block(&left, right, blocks > 1 ? &ahead : NULL, &to, p->transposed);
-            }
-        }
+/* With one block of columns each row is read to its end before the next panel's, in the order of
+ * memory. */
+static void run_task(const product *p, const task *t)
+{
+    const int64_t padded = round_up(p->left.k, STEP);
+    const int64_t depth = depth_of(p->left.k);
+    sz_amx_begin_narrow(p->width ? p->width : SZ_AMX_TILE);
+    if (p->columns <= PANEL) {
+        for (int64_t panel = t->first_panel; panel < t->last_panel; panel++)
+            for (int64_t from = 0; from < padded; from += depth) run_panel(p, t, panel, from);
+    } else {
+        for (int64_t from = 0; from < padded; from += depth)
+            for (int64_t panel = t->first_panel; panel < t->last_panel; panel++)
+                run_panel(p, t, panel, from);
+    }
     sz_amx_end();
+}
+
+/* How many of the panels a task has: enough tasks for all threads, but no smaller than needed.
+ * across: tasks side by side. */
+static int64_t task_panels(const product *p, int64_t panels, int64_t across)
+{
+    const int64_t most = p->columns <= PANEL ? FEW_TASK_PANELS : TASK_PANELS;
+    const int64_t some = sz_min64(most, panels * across / (4 * omp_get_max_threads()));
+    return some < 1 ? 1 : some;
 }
 
 /* Columns of the right operand that are packed at one time. */
@@ -424,19 +498,19 @@ int sz_gemm_amx(bool ta, bool tb, int64_t m, int64_t n, int64_t k, const void *a
     const int64_t slab = slab_columns(right->count, k);
     for (p.first_col = 0; p.first_col < right->count; p.first_col += slab) {
         p.columns = sz_min64(slab, right->count - p.first_col);
-        pack_right(space, right, p.first_col, round_up(p.columns, PANEL), k);
+        p.width = p.columns <= SZ_AMX_TILE ? p.columns : 0;
+        if (p.width) pack_narrow(space, right, p.first_col, p.width, k);
+        else pack_right(space, right, p.first_col, round_up(p.columns, PANEL), k);
 
-        /* Enough tasks for all threads, but no smaller than needed. With one block of columns a task
-         * is one panel: each row is read to its end before the next panel's, in the order of memory. */
         const int64_t some_columns = task_columns(p.left.k);
         const int64_t across = (p.columns + some_columns - 1) / some_columns;
-        int64_t some = sz_min64(TASK_PANELS, panels * across / (4 * omp_get_max_threads()));
-        if (some < 1 || p.columns <= PANEL) some = 1;
+        const int64_t some = task_panels(&p, panels, across);
         const int64_t down = (panels + some - 1) / some;
 #pragma omp parallel for schedule(dynamic, 1) if (m * n * k > 65536)
-        for (int64_t t = 0; t < across * down; t++) {
-            const int64_t first = t / across * some;
-            run_task(&p, first, sz_min64(panels, first + some), t % across * some_columns);
+        for (int64_t i = 0; i < across * down; i++) {
+            const int64_t first = i / across * some;
+            const task t = { first, sz_min64(panels, first + some), i % across * some_columns };
+            run_task(&p, &t);
         }
     }
     return 0;
