@@ -17,6 +17,7 @@
 #include "gemm.h"
 #ifdef SZ_AMX
 #include "amx.h"
+#include "tasks.h"
 #include "vecmath.h"
 #include <omp.h>
 
@@ -443,13 +444,36 @@ static void run_task(const product *p, const task *t)
     sz_amx_end();
 }
 
-/* How many of the panels a task has: enough tasks for all threads, but no smaller than needed.
- * across: tasks side by side. */
-static int64_t task_panels(const product *p, int64_t panels, int64_t across)
+/* The product's tasks. parallel: is it worth the threads? */
+static void run_tasks(const product *p, int64_t panels, bool parallel)
 {
-    const int64_t most = p->columns <= PANEL ? FEW_TASK_PANELS : TASK_PANELS;
-    const int64_t some = sz_min64(most, panels * across / (4 * omp_get_max_threads()));
-    return some < 1 ? 1 : some;
+    const int threads = omp_get_max_threads();
+    if (p->columns <= PANEL) {
+        int64_t taken = 0;
+#pragma omp parallel if (parallel)
+        {
+            task t = { 0 };
+            for (int64_t n; (n = sz_take_shrinking(&taken, panels, FEW_TASK_PANELS, threads,
+                                                   &t.first_panel)) > 0;) {
+                t.last_panel = t.first_panel + n;
+                run_task(p, &t);
+            }
+        }
+        return;
+    }
+
+    /* Enough tasks for all threads, but no smaller than needed. */
+    const int64_t columns = task_columns(p->left.k);
+    const int64_t across = (p->columns + columns - 1) / columns;
+    int64_t some = sz_min64(TASK_PANELS, panels * across / (4 * threads));
+    if (some < 1) some = 1;
+    const int64_t down = (panels + some - 1) / some;
+#pragma omp parallel for schedule(dynamic, 1) if (parallel)
+    for (int64_t i = 0; i < across * down; i++) {
+        const int64_t first = i / across * some;
+        const task t = { first, sz_min64(panels, first + some), i % across * columns };
+        run_task(p, &t);
+    }
 }
 
 /* Columns of the right operand that are packed at one time. */
@@ -501,17 +525,7 @@ int sz_gemm_amx(bool ta, bool tb, int64_t m, int64_t n, int64_t k, const void *a
         p.width = p.columns <= SZ_AMX_TILE ? p.columns : 0;
         if (p.width) pack_narrow(space, right, p.first_col, p.width, k);
         else pack_right(space, right, p.first_col, round_up(p.columns, PANEL), k);
-
-        const int64_t some_columns = task_columns(p.left.k);
-        const int64_t across = (p.columns + some_columns - 1) / some_columns;
-        const int64_t some = task_panels(&p, panels, across);
-        const int64_t down = (panels + some - 1) / some;
-#pragma omp parallel for schedule(dynamic, 1) if (m * n * k > 65536)
-        for (int64_t i = 0; i < across * down; i++) {
-            const int64_t first = i / across * some;
-            const task t = { first, sz_min64(panels, first + some), i % across * some_columns };
-            run_task(&p, &t);
-        }
+        run_tasks(&p, panels, m * n * k > 65536);
     }
     return 0;
 }
