@@ -266,17 +266,16 @@ typedef struct {
 } packing;
 
 /* Packs them and releases their weights. */
-static int pack(sz_model *base, int bits, const packing *list, size_t count)
+static int pack(int bits, const packing *list, size_t count)
 {
     for (size_t i = 0; i < count; i++)
         if (model_quantize_layers(list[i].packed, bits, list[i].layers) != 0) return -1;
-    base->quantized = bits;
     for (size_t i = 0; i < count; i++)
         for (int k = 0; list[i].layers[k]; k++) model_unload_layer(list[i].layers[k]);
     return 0;
 }
 
-static int pack_layer(sz_model *base, int bits, qwen_layer *l)
+static int pack_layer(int bits, qwen_layer *l)
 {
     const packing list[] = {
         { &l->qkv_packed, { &l->q, &l->k, &l->v } },
@@ -284,10 +283,10 @@ static int pack_layer(sz_model *base, int bits, qwen_layer *l)
         { &l->gate_up_packed, { &l->gate, &l->up } },
         { &l->down_packed, { &l->down } },
     };
-    return pack(base, bits, list, sizeof list / sizeof *list);
+    return pack(bits, list, sizeof list / sizeof *list);
 }
 
-static int pack_block(sz_model *base, int bits, qwen_block *b)
+static int pack_block(qwen_block *b)
 {
     packing gate_up = { &b->gate_up_packed, { &b->gate, &b->up } };
     if (b->gate.rows == 0) gate_up = (packing){ &b->gate_up_packed, { &b->up } };
@@ -297,30 +296,30 @@ static int pack_block(sz_model *base, int bits, qwen_block *b)
         gate_up,
         { &b->down_packed, { &b->down } },
     };
-    return pack(base, bits, list, sizeof list / sizeof *list);
+    return pack(8, list, sizeof list / sizeof *list);
 }
 
-static int pack_vision(qwen_model *m, int bits)
+/* The vision tower has 8 bits in a model of 4, too: it is a fifth of a 3B's weights. */
+static int pack_vision(qwen_model *m)
 {
     const packing merger[] = {
         { &m->merge0_packed, { &m->merge0 } },
         { &m->merge2_packed, { &m->merge2 } },
     };
     for (int i = 0; i < m->config.v_depth; i++)
-        if (pack_block(&m->base, bits, &m->blocks[i]) != 0) return -1;
-    return pack(&m->base, bits, merger, sizeof merger / sizeof *merger);
+        if (pack_block(&m->blocks[i]) != 0) return -1;
+    return pack(8, merger, sizeof merger / sizeof *merger);
 }
 
-/* The vision tower of a model in 4 bits stays whole: adapters are trained on such a model, also on
- * the tower, and gradients pass through its weights. */
 static int quantize(sz_model *base, int bits)
 {
     qwen_model *m = qwen_of(base);
     model_layer logits = { .w = head_weight(m), .rows = m->share.vocab };
     if (model_quantize_layers(&m->head, bits, (model_layer *[4]){ &logits }) != 0) return -1;
+    base->quantized = bits;
     for (int i = 0; i < m->config.layers; i++)
-        if (pack_layer(base, bits, &m->layers[i]) != 0) return -1;
-    return bits == 8 ? pack_vision(m, bits) : 0;
+        if (pack_layer(bits, &m->layers[i]) != 0) return -1;
+    return pack_vision(m);
 }
 
 static void release_packed_head(sz_model *base) { model_release_packed(&qwen_of(base)->head); }

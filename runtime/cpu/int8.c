@@ -1,13 +1,14 @@
-/* int8.c - linear layers with 8-bit weights (format: int8.h), for inference.
+/* int8.c - linear layers with 8-bit weights (format: int8.h).
  *
  *   quantize_int8   w1, w2, w3 [m, k], one below the other -> q, scale
+ *   dequantize_int8 q, scale -> w [m, k], for gradients
  *   linear_int8     x [n, k] quantized to 8 bits; integer products of groups of 256 columns, scaled
  *                   and summed in f32
  *
  * A sum runs over the groups in order, whatever n is, so an answer's numbers do not depend on how
  * many answers decode with it. The integer products are exact, so all kinds of processors have the
  * same; with VNNI four of them in each lane are one instruction, without it two are.
- * Leaves out: gradients.
+ * Leaves out: gradients of weights.
  */
 #include "packed_store.h"
 #include "packed_x.h"
@@ -111,6 +112,39 @@ int sz_cpu_quantize_int8(const sz_call *c)
             float *scales = sz_f32(scale) + block * groups * SZ_Q_ROWS + lane;
             quantize_row(w, r, k, words, groups, codes, scales);
         }
+    return 0;
+}
+
+/* One row of weights again, from the places that quantize_row writes to. */
+static void dequantize_row(const uint8_t *codes, const float *scales, sz_tensor *w, int64_t r)
+{
+    const int64_t k = w->shape[1];
+    for (int64_t first = 0; first < k; first += SZ_Q_GROUP, scales += SZ_Q_ROWS) {
+        const int64_t n = sz_min64(SZ_Q_GROUP, k - first);
+        float x[SZ_Q_GROUP];
+        for (int64_t i = 0; i < n; i++)
+            x[i] = (float)(codes[(first + i) / 4 * 64 + i % 4] - SZ_Q_ZERO) * *scales;
+        if (w->dtype == SZ_F32) memcpy(sz_f32(w) + r * k + first, x, (size_t)n * sizeof *x);
+        else
+            for (int64_t i = 0; i < n; i++) sz_bf16(w)[r * k + first + i] = sz_to_bf16(x[i]);
+    }
+}
+
+int sz_cpu_dequantize_int8(const sz_call *c)
+{
+    const sz_tensor *q = c->in[0];
+    const sz_tensor *scale = c->in[1];
+    sz_tensor *w = c->out[0];
+    const int64_t words = q->shape[1];
+    const int64_t groups = scale->shape[1];
+
+#pragma omp parallel for schedule(static)
+    for (int64_t r = 0; r < w->shape[0]; r++) {
+        const int64_t block = r / SZ_Q_ROWS;
+        const int64_t lane = r % SZ_Q_ROWS;
+        dequantize_row((const uint8_t *)q->data + block * words * 64 + lane * 4,
+                       sz_f32(scale) + block * groups * SZ_Q_ROWS + lane, w, r);
+    }
     return 0;
 }
 

@@ -2,6 +2,7 @@
  * cpu/reference/int8.c.
  *
  *   quantize_int8   w1, w2, w3 [m, k] side by side -> q, scale: the same bytes as on the CPU
+ *   dequantize_int8 q, scale -> w [m, k]
  *   linear_int8     quantizes x [n, k] to 8 bits, computes integer products of groups of 256
  *                   columns, scales them and sums in f32
  *
@@ -17,7 +18,7 @@
  * weight rows and take one piece each, so that a narrow layer still uses the whole device.
  * tiled_kernel gives each warp 32 rows of both sides. Both add the groups in order with the same
  * roundings, so an answer's numbers do not depend on how many others decode with it.
- * Leaves out: gradients. */
+ * Leaves out: gradients of weights. */
 #include "mma.cuh"
 #include "vector.cuh"
 #include "cpu/int8.h"
@@ -131,6 +132,35 @@ extern "C" int sz_cuda_quantize_int8(const sz_call *c)
     SZ_LAUNCH(quantize_kernel, (unsigned)sz_blocks(rows * groups, WARPS), THREADS, 0, w, k, rows,
               words, groups, (uint8_t *)q->data, sz_f32(scale));
     return sz_cuda_launched("quantize_int8");
+}
+
+/* One thread for each element of w [m, k]. */
+static __global__ void dequantize_kernel(const uint8_t *q, const float *scale, int64_t words,
+                                         int64_t groups, int64_t m, int64_t k, sz_elements w)
+{
+    const int64_t at = (int64_t)blockIdx.x * THREADS + threadIdx.x;
+    if (at >= m * k) return;
+    const int64_t block = at / k / SZ_Q_ROWS;
+    const int64_t lane = at / k % SZ_Q_ROWS;
+    const int64_t col = at % k;
+    const int code = q[(block * words + col / 4) * 64 + lane * 4 + col % 4] - SZ_Q_ZERO;
+    const float unit = scale[(block * groups + col / SZ_Q_GROUP) * SZ_Q_ROWS + lane];
+    sz_store_element(w, at, __fmul_rn((float)code, unit));
+}
+
+extern "C" int sz_cuda_dequantize_int8(const sz_call *c)
+{
+    const sz_tensor *q = c->in[0];
+    const sz_tensor *scale = c->in[1];
+    const sz_tensor *w = c->out[0];
+    const int64_t m = w->shape[0];
+    const int64_t k = w->shape[1];
+    if (m * k > (int64_t)INT32_MAX * THREADS)
+        return sz_fail("dequantize_int8: the weight is too large for one launch");
+    SZ_LAUNCH(dequantize_kernel, (unsigned)sz_blocks(m * k, THREADS), THREADS, 0,
+              (const uint8_t *)q->data, sz_f32(scale), q->shape[1], scale->shape[1], m, k,
+              sz_elements_of(w));
+    return sz_cuda_launched("dequantize_int8");
 }
 
 /* x in 8 bits: words [rows, groups, 2, 32] in the order given above, scale [groups, rows]. Rows past

@@ -84,7 +84,7 @@ int64_t sz_workspace_linear_int4(const sz_call *c)
     return x + omp_get_max_threads() * sz_packed_sums_bytes(n);
 }
 
-int sz_grad_linear_int4(sz_node *n)
+int sz_grad_packed(sz_node *n, int dequantize)
 {
     if (!sz_wants(n, 0)) return 0;
     sz_tensor *dy = sz_dy(n);
@@ -93,7 +93,7 @@ int sz_grad_linear_int4(sz_node *n)
         .in = { n->call.in[1], n->call.in[2] },
         .args = { n->call.args[0], (double)sz_cols(x), dy->dtype },
     };
-    sz_tensor *w = sz_run(SZ_OP_dequantize_int4, whole);
+    sz_tensor *w = sz_run(dequantize, whole);
     sz_tensor *dx = w ? sz_run(SZ_OP_linear_dx, (sz_call){ .in = { dy, w } }) : NULL;
     sz_tensor_release(w);
     return sz_give(n, 0, dx);
@@ -115,3 +115,5 @@ sz_tensor *sz_linear_int4(sz_tensor *x, sz_tensor *q, sz_tensor *scale, sz_tenso
     sz_call call = { .in = { x, q, scale, b }, .args = { (double)m, f32_out } };
     return sz_run_wrapped(SZ_OP_linear_int4, 3, call);
 }
+
+int sz_grad_linear_int4(sz_node *n) { return sz_grad_packed(n, SZ_OP_dequantize_int4); }

@@ -356,6 +356,29 @@ static bool has_shape3(const sz_tensor *t, int64_t a, int64_t b, int64_t c)
     return t->shape[0] == a && t->shape[1] == b && t->shape[2] == c;
 }
 
+/* Are q and scale those of a weight [m, k]? */
+static bool are_packed(const sz_tensor *q, const sz_tensor *scale, int64_t m, int64_t k)
+{
+    if (!q || q->dtype != SZ_U8 || q->ndim != 3 || !sz_is_f32(scale) || scale->ndim != 3)
+        return false;
+    const int64_t blocks = ceil_div(m, Q_ROWS);
+    return has_shape3(q, blocks, ceil_div(k, Q_WORD), Q_ROWS * Q_WORD) &&
+           has_shape3(scale, blocks, ceil_div(k, Q_GROUP), Q_ROWS);
+}
+
+int sz_shape_dequantize_int8(int op, sz_call *c)
+{
+    int64_t shape[2];
+    int64_t dtype;
+    if (sz_whole(op, c, 0, 1, &shape[0]) != 0 || sz_whole(op, c, 1, 1, &shape[1]) != 0 ||
+        sz_whole(op, c, 2, 0, &dtype) != 0)
+        return -1;
+    SZ_REQUIRE(dtype == SZ_F32 || dtype == SZ_BF16, "the dtype must be f32 or bf16");
+    SZ_REQUIRE(are_packed(c->in[0], c->in[1], shape[0], shape[1]),
+               "q and scale must be those of a weight [m, k]");
+    return sz_out(c, sz_tensor_new((int)dtype, 2, shape, c->in[0]->device));
+}
+
 int sz_shape_linear_int8(int op, sz_call *c)
 {
     const sz_tensor *x = c->in[0];
@@ -367,11 +390,7 @@ int sz_shape_linear_int8(int op, sz_call *c)
                    sz_is_f32(scale) && scale->ndim == 3,
                "takes x, and q and scale of quantize_int8");
     if (sz_whole(op, c, 0, 1, &m) != 0) return -1;
-    const int64_t k = sz_cols(x);
-    const int64_t blocks = ceil_div(m, Q_ROWS);
-    SZ_REQUIRE(has_shape3(q, blocks, ceil_div(k, Q_WORD), Q_ROWS * Q_WORD) &&
-                   has_shape3(scale, blocks, ceil_div(k, Q_GROUP), Q_ROWS) &&
-                   (!b || (sz_is_float(b) && b->numel == m)),
+    SZ_REQUIRE(are_packed(q, scale, m, sz_cols(x)) && (!b || (sz_is_float(b) && b->numel == m)),
                "q and scale must be those of a weight [m, k], the bias [m]");
     const int dtype = c->args[1] != 0 ? SZ_F32 : x->dtype;
     return sz_out(c, sz_new_with_cols(x, dtype, m));
@@ -386,6 +405,8 @@ int64_t sz_workspace_linear_int8(const sz_call *c)
     const int64_t x = sz_packed_rows(n) * 2 * (Q_GROUP / 4 + 1) * groups * (int64_t)sizeof(float);
     return x + omp_get_max_threads() * sz_packed_sums_bytes(n);
 }
+
+int sz_grad_linear_int8(sz_node *n) { return sz_grad_packed(n, SZ_OP_dequantize_int8); }
 
 /* ---- wrappers ---- */
 sz_tensor *sz_matmul(sz_tensor *a, sz_tensor *b, bool trans_a, bool trans_b)

@@ -981,6 +981,21 @@ cases.quantize_int8 = {
   bench = function(g) return { inputs = { g.normal({ 4096, 2048 }) } } end,
 }
 local function quantized(g, m, k) return g.run("quantize_int8", { g.normal({ m, k }) }) end
+cases.dequantize_int8 = {
+  calls = function(g)
+    local list = {}
+    for _, s in ipairs(QUANTIZED) do
+      local q, scale = quantized(g, s[3], s[2])
+      list[#list + 1] = { inputs = { q, scale }, args = { s[3], s[2], DTYPE[g.dtype] } }
+    end
+    return list
+  end,
+  bench = function(g)
+    local q, scale = quantized(g, 4096, 2048)
+    return { inputs = { q, scale }, args = { 4096, 2048, DTYPE[g.dtype] } }
+  end,
+}
+-- x is rounded to 8 bits, so the value jumps.
 cases.linear_int8 = {
   calls = function(g)
     local list = {}
@@ -992,7 +1007,7 @@ cases.linear_int8 = {
       }
       list[#list + 1] = {
         inputs = { g.normal({ s[1], s[2] }), q, scale, g.normal({ s[3] }) }, args = { s[3], 0 },
-        sums = true,
+        sums = true, grad = { 1 }, smooth = false,
       }
       local infinite = g.fill({ s[1], s[2] }, function(i)
         if i == 0 then return 1 / 0 end

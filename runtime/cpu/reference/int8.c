@@ -51,6 +51,20 @@ int sz_ref_quantize_int8(const sz_call *c)
     return 0;
 }
 
+int sz_ref_dequantize_int8(const sz_call *c)
+{
+    const sz_tensor *q = c->in[0];
+    const sz_tensor *scale = c->in[1];
+    sz_tensor *w = c->out[0];
+    const uint8_t *codes = (const uint8_t *)q->data;
+    for (int64_t r = 0; r < w->shape[0]; r++)
+        for (int64_t i = 0; i < w->shape[1]; i++) {
+            const float unit = sz_f32(scale)[scale_index(scale, r, i / SZ_Q_GROUP)];
+            sz_put(w, r * w->shape[1] + i, (float)(codes[code_index(q, r, i)] - SZ_Q_ZERO) * unit);
+        }
+    return 0;
+}
+
 int sz_ref_linear_int8(const sz_call *c)
 {
     sz_tensor *x = c->in[0];

@@ -14,8 +14,8 @@
 --
 -- If the model has adapters (vl.lora, models/lora), only they are trained, and save() writes them
 -- in PEFT's format; parameters() still returns the base weights. dtype int8 or int4 is bf16 with
--- linear layers and the head of the logits in 8 or 4 bits (vl.quantized): int8 all of them, int4
--- those of the language model, since adapters may be trained on the vision tower. Such
+-- linear layers and the head of the logits in 8 or 4 bits (vl.quantized); those of the vision
+-- tower have 8 in both. Such
 -- a model cannot be trained or saved, but adapters of one in 4 bits can: its logits are then those
 -- of the bf16 head, as the log-probabilities of training are. 4 bits run on the CPU only.
 -- A shard of a split model has vl.shards = {count =, index =, group =} and slices of the weights
@@ -280,7 +280,7 @@ function own:weight_bytes(dtype, trained)
   local head = self.config.tied == 1 and "model.embed_tokens.weight" or "lm_head.weight"
   return weights.bytes(self.weights, function(w)
     if w.name == head and not trained then return 2 + packed end
-    if w.linear and (not w.vision or dtype == "int8") then return packed end
+    if w.linear then return w.vision and PACKED.int8 or packed end
     return 2
   end)
 end
