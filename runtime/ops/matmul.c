@@ -1,6 +1,5 @@
-/* matmul.c - matrix products: matmul, and the linear layer with up to three weights, its
- * gradients and its 8-bit form. Shape checks, gradient rules, workspace, FLOP counts, typed
- * wrappers.
+/* matmul.c - matrix products: matmul, and the linear layer with up to three weights, and its
+ * gradients. Shape checks, gradient rules, workspace, FLOP counts, typed wrappers.
  *
  * x is [n, k] (its leading dimensions are seen as one), a weight [m, k], the result [n, m]. bf16
  * products are summed in f32 workspace and rounded once.
@@ -324,90 +323,6 @@ int sz_grad_linear_add_(sz_node *n)
     return sz_wants(n, 0) ? sz_give(n, 0, sz_shaped_like(dy, y)) : 0;
 }
 
-/* ---- 8-bit weights; cpu/int8.h describes their layout ---- */
-enum { Q_ROWS = 16, Q_WORD = 4, Q_GROUP = 256 };
-
-static int64_t ceil_div(int64_t n, int64_t by) { return (n + by - 1) / by; }
-
-int sz_shape_quantize_int8(int op, sz_call *c)
-{
-    const sz_tensor *first = c->in[0];
-    int64_t rows = 0;
-    for (int i = 0; i < 3 && c->in[i]; i++) {
-        const sz_tensor *w = c->in[i];
-        SZ_REQUIRE(sz_is_float_nd(w, 2) && w->shape[0] > 0 && w->shape[1] > 0 &&
-                       w->shape[1] == first->shape[1] && w->dtype == first->dtype,
-                   "takes weights [m, k] with one k and dtype");
-        rows += w->shape[0];
-    }
-    SZ_REQUIRE(rows > 0, "takes weights [m, k]");
-
-    const int64_t k = first->shape[1];
-    const int64_t blocks = ceil_div(rows, Q_ROWS);
-    const int64_t q_shape[] = { blocks, ceil_div(k, Q_WORD), Q_ROWS * Q_WORD };
-    const int64_t scale_shape[] = { blocks, ceil_div(k, Q_GROUP), Q_ROWS };
-    c->out[1] = sz_tensor_new(SZ_F32, 3, scale_shape, first->device);
-    if (!c->out[1]) return -1;
-    return sz_out(c, sz_tensor_new(SZ_U8, 3, q_shape, first->device));
-}
-
-static bool has_shape3(const sz_tensor *t, int64_t a, int64_t b, int64_t c)
-{
-    return t->shape[0] == a && t->shape[1] == b && t->shape[2] == c;
-}
-
-/* Are q and scale those of a weight [m, k]? */
-static bool are_packed(const sz_tensor *q, const sz_tensor *scale, int64_t m, int64_t k)
-{
-    if (!q || q->dtype != SZ_U8 || q->ndim != 3 || !sz_is_f32(scale) || scale->ndim != 3)
-        return false;
-    const int64_t blocks = ceil_div(m, Q_ROWS);
-    return has_shape3(q, blocks, ceil_div(k, Q_WORD), Q_ROWS * Q_WORD) &&
-           has_shape3(scale, blocks, ceil_div(k, Q_GROUP), Q_ROWS);
-}
-
-int sz_shape_dequantize_int8(int op, sz_call *c)
-{
-    int64_t shape[2];
-    int64_t dtype;
-    if (sz_whole(op, c, 0, 1, &shape[0]) != 0 || sz_whole(op, c, 1, 1, &shape[1]) != 0 ||
-        sz_whole(op, c, 2, 0, &dtype) != 0)
-        return -1;
-    SZ_REQUIRE(dtype == SZ_F32 || dtype == SZ_BF16, "the dtype must be f32 or bf16");
-    SZ_REQUIRE(are_packed(c->in[0], c->in[1], shape[0], shape[1]),
-               "q and scale must be those of a weight [m, k]");
-    return sz_out(c, sz_tensor_new((int)dtype, 2, shape, c->in[0]->device));
-}
-
-int sz_shape_linear_int8(int op, sz_call *c)
-{
-    const sz_tensor *x = c->in[0];
-    const sz_tensor *q = c->in[1];
-    const sz_tensor *scale = c->in[2];
-    const sz_tensor *b = c->in[3];
-    int64_t m;
-    SZ_REQUIRE(sz_is_float(x) && x->ndim >= 1 && q && q->dtype == SZ_U8 && q->ndim == 3 &&
-                   sz_is_f32(scale) && scale->ndim == 3,
-               "takes x, and q and scale of quantize_int8");
-    if (sz_whole(op, c, 0, 1, &m) != 0) return -1;
-    SZ_REQUIRE(are_packed(q, scale, m, sz_cols(x)) && (!b || (sz_is_float(b) && b->numel == m)),
-               "q and scale must be those of a weight [m, k], the bias [m]");
-    const int dtype = c->args[1] != 0 ? SZ_F32 : x->dtype;
-    return sz_out(c, sz_new_with_cols(x, dtype, m));
-}
-
-/* x in 8 bits, four columns to a word or two, with a scale and a start for each group of columns; and
- * each thread's sums. */
-int64_t sz_workspace_linear_int8(const sz_call *c)
-{
-    const int64_t n = sz_rows(c->in[0]);
-    const int64_t groups = c->in[2]->shape[1];
-    const int64_t x = sz_packed_rows(n) * 2 * (Q_GROUP / 4 + 1) * groups * (int64_t)sizeof(float);
-    return x + omp_get_max_threads() * sz_packed_sums_bytes(n);
-}
-
-int sz_grad_linear_int8(sz_node *n) { return sz_grad_packed(n, SZ_OP_dequantize_int8); }
-
 /* ---- wrappers ---- */
 sz_tensor *sz_matmul(sz_tensor *a, sz_tensor *b, bool trans_a, bool trans_b)
 {
@@ -440,20 +355,4 @@ sz_tensor *sz_linear_add(sz_tensor *y, sz_tensor *x, sz_tensor *w, int64_t col)
 {
     sz_call call = { .in = { y, x, w }, .args = { (double)col } };
     return sz_run_wrapped(SZ_OP_linear_add_, 3, call);
-}
-
-int sz_quantize_int8(sz_tensor *w[3], sz_tensor **q, sz_tensor **scale)
-{
-    sz_call c = { .in = { w[0], w[1], w[2] } };
-    if (!w[0] || sz_apply(SZ_OP_quantize_int8, &c) != 0) return -1;
-    *q = c.out[0];
-    *scale = c.out[1];
-    return 0;
-}
-
-sz_tensor *sz_linear_int8(sz_tensor *x, sz_tensor *q, sz_tensor *scale, sz_tensor *b, int64_t m,
-                          bool f32_out)
-{
-    sz_call call = { .in = { x, q, scale, b }, .args = { (double)m, f32_out } };
-    return sz_run_wrapped(SZ_OP_linear_int8, 3, call);
 }

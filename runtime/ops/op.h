@@ -59,12 +59,6 @@ int sz_out_in_place(sz_call *c);
 /* A new tensor of x's shape but for its last dimension. */
 sz_tensor *sz_new_with_cols(const sz_tensor *x, int dtype, int64_t cols);
 
-/* ---- packed weights ---- */
-/* The gradient rule of linear_int8 and linear_int4, whose inputs are x, q, scale and a bias: that of
- * x, as if x were not rounded. dequantize: the op that makes the whole weight, in dy's dtype, for
- * one product. */
-int sz_grad_packed(sz_node *n, int dequantize);
-
 /* ---- workspace ---- */
 /* Bytes of the f32 sums from which a bf16 result is rounded; an f32 result is summed in place. */
 static inline int64_t sz_workspace_sums(const sz_tensor *y)

@@ -961,133 +961,86 @@ local QUANTIZED = {
   { 1, 1, 1 }, { 3, 17, 5 }, { 12, 130, 31 }, { 13, 513, 65 }, { 5, 256, 129 }, { 27, 384, 48 },
   { 66, 36, 70 }, { 70, 600, 140 },
 }
-cases.quantize_int8 = {
-  calls = function(g)
-    local list = {}
-    for _, s in ipairs(QUANTIZED) do
-      list[#list + 1] = {
-        inputs = { g.normal({ s[3], s[2] }), g.normal({ 3, s[2] }), g.normal({ 17, s[2] }) },
-      }
-      local zeros = g.fill({ s[3], s[2] }, function(i)
-        if i % s[2] < 256 then return 0 end
-        return gauss()
-      end)
-      list[#list + 1] = { inputs = { zeros }, name = "zeros" }
-      local tiny = g.fill({ s[3], s[2] }, function() return 1e-37 end)
-      list[#list + 1] = { inputs = { tiny }, name = "numbers too small for a factor" }
-    end
-    return list
-  end,
-  bench = function(g) return { inputs = { g.normal({ 4096, 2048 }) } } end,
-}
-local function quantized(g, m, k) return g.run("quantize_int8", { g.normal({ m, k }) }) end
-cases.dequantize_int8 = {
-  calls = function(g)
-    local list = {}
-    for _, s in ipairs(QUANTIZED) do
-      local q, scale = quantized(g, s[3], s[2])
-      list[#list + 1] = { inputs = { q, scale }, args = { s[3], s[2], DTYPE[g.dtype] } }
-    end
-    return list
-  end,
-  bench = function(g)
-    local q, scale = quantized(g, 4096, 2048)
-    return { inputs = { q, scale }, args = { 4096, 2048, DTYPE[g.dtype] } }
-  end,
-}
--- x is rounded to 8 bits, so the value jumps.
-cases.linear_int8 = {
-  calls = function(g)
-    local list = {}
-    for _, s in ipairs(QUANTIZED) do
-      local q, scale = quantized(g, s[3], s[2])
-      list[#list + 1] = {
-        inputs = { g.normal({ s[1], s[2] }), q, scale }, args = { s[3], 1 }, sums = true,
-        name = "wide",
-      }
-      list[#list + 1] = {
-        inputs = { g.normal({ s[1], s[2] }), q, scale, g.normal({ s[3] }) }, args = { s[3], 0 },
-        sums = true, grad = { 1 }, smooth = false,
-      }
-      local infinite = g.fill({ s[1], s[2] }, function(i)
-        if i == 0 then return 1 / 0 end
-        return gauss()
-      end)
-      list[#list + 1] = {
-        inputs = { infinite, q, scale }, args = { s[3], 0 }, sums = true,
-        name = "an infinity makes its row NaN",
-      }
-      -- 127 / 1e-37 is infinite in f32.
-      local tiny = g.fill({ s[1], s[2] }, function() return 1e-37 end)
-      list[#list + 1] = {
-        inputs = { tiny, q, scale }, args = { s[3], 0 }, sums = true,
-        name = "a group of numbers that are too small counts as 0",
-      }
-    end
-    return list
-  end,
-  bench = function(g)
-    local q, scale = quantized(g, 4096, 2048)
-    return {
-      inputs = { g.normal({ 1024, 2048 }), q, scale }, args = { 4096, 0 },
-      flops = 2 * 1024 * 2048 * 4096,
+local function quantize_calls(g)
+  local list = {}
+  for _, s in ipairs(QUANTIZED) do
+    list[#list + 1] = {
+      inputs = { g.normal({ s[3], s[2] }), g.normal({ 3, s[2] }), g.normal({ 17, s[2] }) },
     }
-  end,
-}
-cases.quantize_int4 = {
-  cpu_only = true,
-  calls = cases.quantize_int8.calls, bench = cases.quantize_int8.bench,
-}
-local function quantized_to_4(g, m, k) return g.run("quantize_int4", { g.normal({ m, k }) }) end
-cases.dequantize_int4 = {
-  cpu_only = true,
-  calls = function(g)
-    local list = {}
-    for _, s in ipairs(QUANTIZED) do
-      local q, scale = quantized_to_4(g, s[3], s[2])
-      list[#list + 1] = { inputs = { q, scale }, args = { s[3], s[2], DTYPE[g.dtype] } }
-    end
-    return list
-  end,
-  bench = function(g)
-    local q, scale = quantized_to_4(g, 4096, 2048)
-    return { inputs = { q, scale }, args = { 4096, 2048, DTYPE[g.dtype] } }
-  end,
-}
--- x is rounded to 8 bits, so the value jumps.
-cases.linear_int4 = {
-  cpu_only = true,
-  calls = function(g)
-    local list = {}
-    for _, s in ipairs(QUANTIZED) do
-      local q, scale = quantized_to_4(g, s[3], s[2])
-      list[#list + 1] = {
-        inputs = { g.normal({ s[1], s[2] }), q, scale }, args = { s[3], 1 }, sums = true,
-        name = "wide",
-      }
-      list[#list + 1] = {
-        inputs = { g.normal({ s[1], s[2] }), q, scale, g.normal({ s[3] }) }, args = { s[3], 0 },
-        sums = true, grad = { 1 }, smooth = false,
-      }
-      local infinite = g.fill({ s[1], s[2] }, function(i)
-        if i == 0 then return 1 / 0 end
-        return gauss()
-      end)
-      list[#list + 1] = {
-        inputs = { infinite, q, scale }, args = { s[3], 0 }, sums = true,
-        name = "an infinity makes its row NaN",
-      }
-    end
-    return list
-  end,
-  bench = function(g)
-    local q, scale = quantized_to_4(g, 4096, 2048)
-    return {
-      inputs = { g.normal({ 1024, 2048 }), q, scale }, args = { 4096, 0 },
-      flops = 2 * 1024 * 2048 * 4096,
+    local zeros = g.fill({ s[3], s[2] }, function(i)
+      if i % s[2] < 256 then return 0 end
+      return gauss()
+    end)
+    list[#list + 1] = { inputs = { zeros }, name = "zeros" }
+    local tiny = g.fill({ s[3], s[2] }, function() return 1e-37 end)
+    list[#list + 1] = { inputs = { tiny }, name = "numbers too small for a factor" }
+  end
+  return list
+end
+-- Calls of linear with x [n, k] and weights in 8 or 4 bits. x is rounded to 8 bits, so the value
+-- jumps.
+local function packed_linear_calls(g, quantized)
+  local list = {}
+  for _, s in ipairs(QUANTIZED) do
+    local n, k, m = unpack(s)
+    local q, scale = quantized(g, m, k)
+    list[#list + 1] = {
+      inputs = { g.normal({ n, k }), q, scale }, args = { m, 1 }, sums = true, name = "wide",
     }
-  end,
-}
+    list[#list + 1] = {
+      inputs = { g.normal({ n, k }), q, scale, g.normal({ m }) }, args = { m, 0 },
+      sums = true, grad = { 1 }, smooth = false,
+    }
+    local infinite = g.fill({ n, k }, function(i)
+      if i == 0 then return 1 / 0 end
+      return gauss()
+    end)
+    list[#list + 1] = {
+      inputs = { infinite, q, scale }, args = { m, 0 }, sums = true,
+      name = "an infinity makes its row NaN",
+    }
+    -- 127 / 1e-37 is infinite in f32.
+    local tiny = g.fill({ n, k }, function() return 1e-37 end)
+    list[#list + 1] = {
+      inputs = { tiny, q, scale }, args = { m, 0 }, sums = true,
+      name = "a group of numbers that are too small counts as 0",
+    }
+  end
+  return list
+end
+for _, bits in ipairs { 8, 4 } do
+  local cpu_only = bits == 4
+  local function quantized(g, m, k) return g.run("quantize_int" .. bits, { g.normal({ m, k }) }) end
+  cases["quantize_int" .. bits] = {
+    cpu_only = cpu_only,
+    calls = quantize_calls,
+    bench = function(g) return { inputs = { g.normal({ 4096, 2048 }) } } end,
+  }
+  local function whole(g, m, k)
+    local q, scale = quantized(g, m, k)
+    return { inputs = { q, scale }, args = { m, k, DTYPE[g.dtype] } }
+  end
+  cases["dequantize_int" .. bits] = {
+    cpu_only = cpu_only,
+    calls = function(g)
+      local list = {}
+      for _, s in ipairs(QUANTIZED) do list[#list + 1] = whole(g, s[3], s[2]) end
+      return list
+    end,
+    bench = function(g) return whole(g, 4096, 2048) end,
+  }
+  cases["linear_int" .. bits] = {
+    cpu_only = cpu_only,
+    calls = function(g) return packed_linear_calls(g, quantized) end,
+    bench = function(g)
+      local q, scale = quantized(g, 4096, 2048)
+      return {
+        inputs = { g.normal({ 1024, 2048 }), q, scale }, args = { 4096, 0 },
+        flops = 2 * 1024 * 2048 * 4096,
+      }
+    end,
+  }
+end
 -- Input 1 is updated, so its gradient (dy itself) is not among those differenced; the adapters'
 -- golden files have it.
 cases.linear_add_ = {

@@ -9,6 +9,9 @@
 --       of two tensors of logits [rows, words], from row `first` (0) to the last but one: the
 --       smallest and the mean cosine of two rows, and the part of the rows whose likeliest word is
 --       the same
+--   local off = quantised.gradient_difference(8, "bf16")
+--       of the gradients of x through linear_int8 (4: linear_int4) and through the rounded weight,
+--       relative to the second
 
 local packing = require "segzero.inference.packing"
 local processor = require "segzero.models.qwen_vl.processor"
@@ -85,6 +88,26 @@ function M.compare(a, b, from)
   end
   local compared = last - from + 1
   return least, sum / compared, same / compared
+end
+
+function M.gradient_difference(bits, dtype)
+  local quantize, dequantize, linear = "quantize_int" .. bits, "dequantize_int" .. bits,
+    "linear_int" .. bits
+  local code = tensor.dtype_code(dtype)
+  local w = tensor.randn { 40, 300 }
+  local x = tensor.randn({ 9, 300 }):cast(code)
+  local q, scale = w[quantize](w, nil, nil)
+  local rounded = q[dequantize](q, scale, 40, 300, code)
+  local function gradient(product)
+    local own = x:clone()
+    own:requires_grad(true)
+    local y = product(own):cast(0)
+    y:mul(y):sum():backward()
+    return own:grad()
+  end
+  local want = gradient(function(t) return t:linear(rounded, nil) end)
+  local got = gradient(function(t) return t[linear](t, q, scale, nil, 40) end)
+  return math.sqrt((got - want):sum_squares():item() / want:sum_squares():item())
 end
 
 return M
