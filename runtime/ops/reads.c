@@ -40,6 +40,8 @@ static const struct {
     [SZ_OP_mul] = { LISTED, FIRST | SECOND, NOTHING },
     [SZ_OP_linear] = { LISTED, ALL, NOTHING },
     [SZ_OP_linear_cat] = { LISTED, ALL, NOTHING },
+    [SZ_OP_linear_int8] = { LISTED, SECOND | THIRD, NOTHING },
+    [SZ_OP_linear_int4] = { LISTED, SECOND | THIRD, NOTHING },
     [SZ_OP_linear_add_] = { LISTED, SECOND | THIRD, NOTHING },
     [SZ_OP_conv2d] = { LISTED, ALL, NOTHING },
     [SZ_OP_relu] = { LISTED, NOTHING, FIRST },
