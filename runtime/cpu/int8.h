@@ -20,15 +20,24 @@ enum { SZ_Q_ROWS = 16, SZ_Q_GROUP = 256, SZ_Q_WORDS = SZ_Q_GROUP / 4, SZ_Q_ZERO 
 /* If all of a group are smaller, their codes are 0: 127 / largest could be infinite. */
 #define SZ_Q_LEAST 1e-36f
 
-/* The scale of n elements. *inverse is the factor to multiply them by before rounding to nearest
- * even; 0 if all of them are smaller than SZ_Q_LEAST. If one is not finite, the scale is NaN and the
- * factor 0. */
+/* The scale of elements, from the largest absolute value's bits. The bits of absolute values, read
+ * as integers, have the order of the values, with infinity and NaN last; so one maximum of integers
+ * finds the largest and what is not finite. *inverse is the factor to multiply the elements by
+ * before rounding to nearest even; 0 if all of them are smaller than SZ_Q_LEAST. If one is not
+ * finite, the scale is NaN and the factor 0. */
+static inline float sz_q_scale_of(int32_t most, float *inverse)
+{
+    enum { INFINITE = 0x7f800000 };
+    float largest;
+    memcpy(&largest, &most, sizeof largest);
+    const bool is_finite = most < INFINITE;
+    *inverse = is_finite && largest >= SZ_Q_LEAST ? 127.0f / largest : 0.0f;
+    return is_finite ? largest / 127.0f : NAN;
+}
+
+/* The scale of n elements. */
 static inline float sz_q_scale(const float *x, int64_t n, float *inverse)
 {
-    /* The bits of absolute values, read as integers, have the order of the values, with infinity
-     * and NaN last. So one integer maximum, which the compiler turns into vectors, finds the largest
-     * value and what is not finite. */
-    enum { INFINITE = 0x7f800000 };
     int32_t most = 0;
 #pragma omp simd reduction(max : most)
     for (int64_t i = 0; i < n; i++) {
@@ -37,11 +46,7 @@ static inline float sz_q_scale(const float *x, int64_t n, float *inverse)
         bits &= 0x7fffffff;
         most = bits > most ? bits : most;
     }
-    float largest;
-    memcpy(&largest, &most, sizeof largest);
-    const bool is_finite = most < INFINITE;
-    *inverse = is_finite && largest >= SZ_Q_LEAST ? 127.0f / largest : 0.0f;
-    return is_finite ? largest / 127.0f : NAN;
+    return sz_q_scale_of(most, inverse);
 }
 
 #endif

@@ -6,6 +6,39 @@
 
 #include "int8.h"
 #include "vecmath.h"
+#ifdef __AVX512BW__
+#include <immintrin.h>
+#endif
+
+#ifdef __AVX512BW__
+/* sz_quantize_group for a whole group of bf16, in registers. */
+static inline int32_t sz_quantize_bf16(const uint16_t *x, int8_t codes[SZ_Q_GROUP], float *scale)
+{
+    enum { VECTORS_OF_X = SZ_Q_GROUP / 16 };
+    __m512 v[VECTORS_OF_X];
+    __m512i most = _mm512_setzero_si512();
+#pragma GCC unroll 16
+    for (int i = 0; i < VECTORS_OF_X; i++) {
+        const __m256i halves = _mm256_loadu_si256((const __m256i_u *)(x + 16 * i));
+        const __m512i bits = _mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16);
+        most = _mm512_max_epi32(most, _mm512_and_si512(bits, _mm512_set1_epi32(0x7fffffff)));
+        v[i] = _mm512_castsi512_ps(bits);
+    }
+
+    float inverse;
+    *scale = sz_q_scale_of(_mm512_reduce_max_epi32(most), &inverse);
+    const __mmask16 kept = inverse == 0 ? 0 : 0xffff;
+    const __m512 factor = _mm512_set1_ps(inverse);
+    __m512i sum = _mm512_setzero_si512();
+#pragma GCC unroll 16
+    for (int i = 0; i < VECTORS_OF_X; i++) {
+        const __m512i code = _mm512_maskz_cvtps_epi32(kept, _mm512_mul_ps(v[i], factor));
+        sum = _mm512_add_epi32(sum, code);
+        _mm_storeu_si128((__m128i_u *)(codes + 16 * i), _mm512_cvtepi32_epi8(code));
+    }
+    return _mm512_reduce_add_epi32(sum);
+}
+#endif
 
 /* Rounds columns 256 g to 256 g + 255 of row i of x, f32 or bf16 [n, k], to codes; those past the
  * end are 0. *scale: what a code is worth. All codes are 0 if an element is not finite; then the
@@ -16,6 +49,10 @@ static inline int32_t sz_quantize_group(const sz_tensor *x, int64_t i, int64_t g
     const int64_t k = sz_cols(x);
     const int64_t first = i * k + g * SZ_Q_GROUP;
     const int64_t n = sz_min64(SZ_Q_GROUP, k - g * SZ_Q_GROUP);
+#ifdef __AVX512BW__
+    if (n == SZ_Q_GROUP && x->dtype == SZ_BF16)
+        return sz_quantize_bf16(sz_bf16(x) + first, codes, scale);
+#endif
     float v[SZ_Q_GROUP];
     if (n == SZ_Q_GROUP && x->dtype == SZ_BF16) {
         /* Nearly all groups: a loop of constant length becomes vectors. */
