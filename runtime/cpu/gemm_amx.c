@@ -8,8 +8,9 @@
  * A task is up to TASK_COLS columns of the right operand times some panels. The inner dimension is
  * cut into pieces of at most DEPTH, so that the task's part of the right operand stays in the
  * second-level cache while panels pass by; the next panel is fetched meanwhile. Four tiles of sums
- * hold 32 x 32 results. Up to 16 columns have narrower tiles of just these (decoding). A sum runs over the inner dimension in order and in f32, whatever m and n
- * are, so an answer's numbers do not depend on how many answers decode with it.
+ * hold 32 x 32 results. Up to 16 columns (decoding) have tiles of just these. A sum runs over the
+ * inner dimension in order and in f32, whatever m and n are, so an answer's numbers do not depend on
+ * how many answers decode with it.
  *
  * Compiled to nothing except for processors with AMX.
  * Leaves out: f32.

@@ -8,9 +8,7 @@
 #include "vecmath.h"
 #ifdef __AVX512BW__
 #include <immintrin.h>
-#endif
 
-#ifdef __AVX512BW__
 /* sz_quantize_group for a whole group of bf16, in registers. */
 static inline int32_t sz_quantize_bf16(const uint16_t *x, int8_t codes[SZ_Q_GROUP], float *scale)
 {

@@ -57,8 +57,8 @@ check.case("the model names its 4 bits", function()
 end)
 
 check.case("logits are close to those of the whole model", function()
-  -- Weights are off by 7 %, each by another amount. Measured here: 0.89 at least, 0.992 on average,
-  -- 0.97 of the likeliest words (docs/speed.md has more answers). A scale or block in the wrong
+  -- Weights are off by 7 %, each by another amount. Measured here: 0.81 at least, 0.988 on average,
+  -- 0.98 of the likeliest words (docs/speed.md has more answers). A scale or block in the wrong
   -- place gives less than 0.5.
   local whole = sz.qwen_vl(TINY, { dtype = "f32" })
   local input, first = quantised.answered(whole, 2)
@@ -159,11 +159,12 @@ check.case("the gradient of adapters is close to that on whole weights", functio
 end)
 
 check.case("and of adapters on the vision tower, through its 8 bits", function()
+  -- Their gradients come through the language model's 4 bits as well; measured 0.99.
   local whole = sz.qwen_vl(TINY, { dtype = "f32" })
   local input = quantised.answered(whole, 2)
   whole:free()
   local cosine = gradient_cosine(input, { exclude_modules = ".*language_model.*" })
-  check.ok(cosine > 0.9, ("cosine of the gradients: %.4f"):format(cosine))
+  check.ok(cosine > 0.97, ("cosine of the gradients: %.4f"):format(cosine))
   check.ok(cosine < 0.999999, "the weights are rounded")
 end)
 

@@ -48,7 +48,7 @@ end)
 
 check.case("logits are close to those of the whole model", function()
   -- Rounding to 127 steps of the largest of 256 numbers is off by 0.5 % of a typical one, in
-  -- weights and in x, independently for each product; measured 0.9993. A scale or block in the
+  -- weights and in x, independently for each product; measured 0.9998. A scale or block in the
   -- wrong place gives less than 0.9.
   local input = text()
   local cosine = quantised.compare(quantised.logits(whole, input), quantised.logits(small, input))
@@ -57,6 +57,8 @@ check.case("logits are close to those of the whole model", function()
 end)
 
 check.case("the vision tower is in 8 bits, too", function()
+  -- The same error in each of its layers; measured 0.008, and 0.021 with the random one of Qwen2-VL
+  -- below.
   local off = tower_difference(whole, small, quantised.answered(whole, 2))
   check.ok(off > 1e-4 and off < 0.05, ("its features are off by %.4f"):format(off))
   check.equal(count_packed(small, true), 2 * (2 + 5 * small.config.v_depth),
@@ -66,6 +68,7 @@ end)
 check.case("the answer to an image is close to that of the whole model", function()
   local input, first = quantised.answered(whole, 2)
   local want = quantised.logits(whole, input)
+  -- Measured: 0.9997 on average, 0.994 at least, all of the likeliest words.
   local least, mean, same = quantised.compare(want, quantised.logits(small, input), first)
   check.ok(mean > 0.998, ("the mean cosine is %.5f"):format(mean))
   check.ok(least > 0.95, ("the least cosine is %.5f"):format(least))

@@ -14,10 +14,10 @@
 --
 -- If the model has adapters (vl.lora, models/lora), only they are trained, and save() writes them
 -- in PEFT's format; parameters() still returns the base weights. dtype int8 or int4 is bf16 with
--- linear layers and the head of the logits in 8 or 4 bits (vl.quantized); those of the vision
--- tower have 8 in both. Such
--- a model cannot be trained or saved, but adapters of one in 4 bits can: its logits are then those
--- of the bf16 head, as the log-probabilities of training are. 4 bits run on the CPU only.
+-- linear layers and the head of the logits in 8 or 4 bits (vl.quantized); the vision tower's have 8
+-- in both. Such a model cannot be trained or saved, but adapters of one in 4 bits can: its logits
+-- are then those of the bf16 head, as the log-probabilities of training are. 4 bits run on the CPU
+-- only.
 -- A shard of a split model has vl.shards = {count =, index =, group =} and slices of the weights
 -- (weights.lua); all shards save together (split.lua). In 8 or 4 bits each quantises its slices:
 -- codes and scales are those of the whole model, but for o_proj and down_proj where a slice does
