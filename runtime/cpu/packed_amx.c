@@ -23,10 +23,10 @@
 enum {
     PANEL = SZ_PACKED_PANEL,               /* rows of x, and weight rows: two tiles */
     STEPS = SZ_Q_GROUP / SZ_AMX_ROW_BYTES, /* tiles of a group of 256 columns */
-    DEPTH = 4,                             /* groups whose weights stay in the first-level cache */
+    DEPTH = 2,                             /* groups whose weights stay in the first-level cache */
     STEP_BYTES = PANEL * SZ_AMX_ROW_BYTES, /* of x's tiles */
     PARTS = 4,                             /* tiles of a group's products */
-    SCALED = PARTS * SZ_AMX_TILE / (2 * STEPS), /* rows of them that are scaled at once */
+    SCALED = PANEL / (2 * STEPS),          /* rows of them that are scaled at once */
 };
 
 /* ---- x ---- */
@@ -124,40 +124,32 @@ static inline void fetch(next_bytes *next)
     }
 }
 
-/* Fetches part 0 .. DEPTH - 1 of a block of sums into the first-level cache. */
-static inline void fetch_sums(const block_sums *sums, int64_t part)
-{
-    enum { BYTES = sizeof *sums / DEPTH };
-    const char *line = (const char *)sums + part * BYTES;
-#pragma GCC unroll 8
-    for (int i = 0; i < BYTES; i += SZ_AMX_ROW_BYTES) __builtin_prefetch(line + i, 1);
-}
-
-/* sums of one row += product, an integer, times both scales. */
+/* sums of one row += product, an integer, times a scale. */
 static inline __attribute__((always_inline)) void add_scaled(float *sums, __mmask16 kept,
-                                                             __m512i product, __m512 w_scale,
-                                                             float x_scale)
+                                                             __m512i product, __m512 scale)
 {
-    const __m512 scale = _mm512_mul_ps(w_scale, _mm512_set1_ps(x_scale));
     const __m512 old = _mm512_maskz_load_ps(kept, sums);
     _mm512_store_ps(sums, _mm512_fmadd_ps(_mm512_cvtepi32_ps(product), scale, old));
 }
 
-/* Scales rows of the products: number `part` of 2 STEPS parts. */
+/* Scales SCALED rows of the products: number `part` of halves * STEPS parts. Both halves of a row
+ * share its scale and start. */
 static inline __attribute__((always_inline)) void scale_part(const bool is_signed, const scaling *s,
                                                              const int part)
 {
-    const int tile = part * SCALED / SZ_AMX_TILE;
-    const int from = part * SCALED % SZ_AMX_TILE;
-    const int first = tile / 2 * SZ_AMX_TILE;
-    const int32_t *start = s->start + first;
-    const float *x_scale = s->x_scale + first;
-    float(*sums)[SZ_AMX_TILE] = s->sums->of[tile % 2] + first;
 #pragma GCC unroll 8
-    for (int r = from; r < from + SCALED; r++) {
-        __m512i product = _mm512_load_si512(s->products->of[tile][r]);
-        if (!is_signed) product = _mm512_add_epi32(product, _mm512_set1_epi32(start[r]));
-        add_scaled(sums[r], s->kept, product, s->w_scale[tile % 2], x_scale[r]);
+    for (int row = part * SCALED; row < (part + 1) * SCALED; row++) {
+        const int half = row / SZ_AMX_TILE;
+        const __m512 x_scale = _mm512_set1_ps(s->x_scale[row]);
+        const __m512i start = _mm512_set1_epi32(is_signed ? 0 : s->start[row]);
+#pragma GCC unroll 2
+        for (int i = 0; i < 2; i++) {
+            const int32_t *from = s->products->of[2 * half + i][row % SZ_AMX_TILE];
+            __m512i product = _mm512_load_si512(from);
+            if (!is_signed) product = _mm512_add_epi32(product, start);
+            add_scaled(s->sums->of[i][row], s->kept, product,
+                       _mm512_mul_ps(s->w_scale[i], x_scale));
+        }
     }
 }
 
@@ -321,30 +313,31 @@ static inline scaling scaling_of(const quantized_x *x, int64_t row, const panel_
     };
 }
 
-/* A piece's groups times rows row .. row + 31. */
+/* A piece's groups times rows first .. last - 1: whole blocks, or one of which the second half is
+ * left out. sums: of these blocks. A group is scaled while the next one is multiplied, if need be
+ * that of the next block. */
 static inline __attribute__((always_inline)) void add_piece(const bool is_signed, const int halves,
-                                                            const quantized_x *x, int64_t row,
-                                                            const panel_piece *p, block_sums *sums,
-                                                            next_bytes next[2])
+                                                            const quantized_x *x, int64_t first,
+                                                            int64_t last, const panel_piece *p,
+                                                            block_sums *sums, next_bytes next[2])
 {
     group_products products[2];
-    for (int64_t g = p->from; g < p->to; g++) {
-        fetch(&next[0]);
-        fetch(&next[1]);
-        fetch_sums(sums + 1, g - p->from);
-        const int64_t at = (g - p->from) * STEPS * SZ_AMX_BYTES;
-        const uint8_t *w[2] = { p->codes[0] + at, p->codes[1] + at };
-        if (g >= p->whole) w[0] = p->tail[0];
-        if (g >= p->whole) w[1] = p->tail[1];
-        if (g == p->from) {
-            multiply(is_signed, halves, codes_of(x, row, g), w, &products[g % 2], NULL);
-            continue;
+    scaling before = { 0 };
+    int64_t count = 0;
+    for (int64_t row = first; row < last; row += PANEL, sums++)
+        for (int64_t g = p->from; g < p->to; g++, count++) {
+            fetch(&next[0]);
+            fetch(&next[1]);
+            const int64_t at = (g - p->from) * STEPS * SZ_AMX_BYTES;
+            const uint8_t *w[2] = { p->codes[0] + at, p->codes[1] + at };
+            if (g >= p->whole) w[0] = p->tail[0];
+            if (g >= p->whole) w[1] = p->tail[1];
+            group_products *to = &products[count % 2];
+            if (count == 0) multiply(is_signed, halves, codes_of(x, row, g), w, to, NULL);
+            else multiply(is_signed, halves, codes_of(x, row, g), w, to, &before);
+            before = scaling_of(x, row, p, g, to, sums);
         }
-        const scaling before = scaling_of(x, row, p, g - 1, &products[(g - 1) % 2], sums);
-        multiply(is_signed, halves, codes_of(x, row, g), w, &products[g % 2], &before);
-    }
-    const scaling last = scaling_of(x, row, p, p->to - 1, &products[(p->to - 1) % 2], sums);
-    scale_all(is_signed, halves, &last);
+    scale_all(is_signed, halves, &before);
 }
 
 /* ---- results ---- */
@@ -451,13 +444,16 @@ static void run_piece(const sz_call *c, const quantized_x *x, bool is_int8, cons
     for (int i = 0; i < 2; i++)
         next[i] = next_piece(c, x, is_int8, next_panel, i, is_last ? to : from, steps);
 
-    for (int64_t row = t->first; row < t->last; row += PANEL) {
-        block_sums *sums = sums_of(t, row, panel);
-        const bool half = is_half(c, row);
-        if (is_int8 && half) add_piece(false, 1, x, row, &p, sums, next);
-        else if (is_int8) add_piece(false, 2, x, row, &p, sums, next);
-        else if (half) add_piece(true, 1, x, row, &p, sums, next);
-        else add_piece(true, 2, x, row, &p, sums, next);
+    const int64_t whole = is_half(c, t->last - PANEL) ? t->last - PANEL : t->last;
+    if (whole > t->first) {
+        block_sums *sums = sums_of(t, t->first, panel);
+        if (is_int8) add_piece(false, 2, x, t->first, whole, &p, sums, next);
+        else add_piece(true, 2, x, t->first, whole, &p, sums, next);
+    }
+    if (whole < t->last) {
+        block_sums *sums = sums_of(t, whole, panel);
+        if (is_int8) add_piece(false, 1, x, whole, t->last, &p, sums, next);
+        else add_piece(true, 1, x, whole, t->last, &p, sums, next);
     }
 }
 

@@ -9,15 +9,20 @@
 #ifdef __AVX512BW__
 #include <immintrin.h>
 
-/* sz_quantize_group for a whole group of bf16, in registers. */
-static inline int32_t sz_quantize_bf16(const uint16_t *x, int8_t codes[SZ_Q_GROUP], float *scale)
+/* sz_quantize_group for the first n columns of a group of bf16, in registers. */
+static inline __attribute__((always_inline)) int32_t sz_quantize_bf16(const uint16_t *x,
+                                                                      const int64_t n,
+                                                                      int8_t codes[SZ_Q_GROUP],
+                                                                      float *scale)
 {
     enum { VECTORS_OF_X = SZ_Q_GROUP / 16 };
     __m512 v[VECTORS_OF_X];
     __m512i most = _mm512_setzero_si512();
 #pragma GCC unroll 16
     for (int i = 0; i < VECTORS_OF_X; i++) {
-        const __m256i halves = _mm256_loadu_si256((const __m256i_u *)(x + 16 * i));
+        const int64_t left = n - 16 * i;
+        const __mmask16 some = left >= 16 ? 0xffff : (__mmask16)((1u << (left > 0 ? left : 0)) - 1);
+        const __m256i halves = _mm256_maskz_loadu_epi16(some, x + 16 * i);
         const __m512i bits = _mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16);
         most = _mm512_max_epi32(most, _mm512_and_si512(bits, _mm512_set1_epi32(0x7fffffff)));
         v[i] = _mm512_castsi512_ps(bits);
@@ -48,8 +53,10 @@ static inline int32_t sz_quantize_group(const sz_tensor *x, int64_t i, int64_t g
     const int64_t first = i * k + g * SZ_Q_GROUP;
     const int64_t n = sz_min64(SZ_Q_GROUP, k - g * SZ_Q_GROUP);
 #ifdef __AVX512BW__
+    /* Nearly all groups are whole: a constant needs no masks. */
     if (n == SZ_Q_GROUP && x->dtype == SZ_BF16)
-        return sz_quantize_bf16(sz_bf16(x) + first, codes, scale);
+        return sz_quantize_bf16(sz_bf16(x) + first, SZ_Q_GROUP, codes, scale);
+    if (x->dtype == SZ_BF16) return sz_quantize_bf16(sz_bf16(x) + first, n, codes, scale);
 #endif
     float v[SZ_Q_GROUP];
     if (n == SZ_Q_GROUP && x->dtype == SZ_BF16) {
