@@ -11,7 +11,8 @@
 --   losses = {1}            outputs that enter the loss of that check
 --   updates = {1}           inputs that the op writes to (in-place ops; default {1} for them)
 --   sums = true             the long-sum tolerance applies
---   rounds_inside = true    with bf16 inputs, f32 results too are only as good as bf16
+--   rounded_terms = true    with bf16 inputs, sums are of terms that were rounded to bf16
+--   rounds_inside = true    the same, and f32 results too are only as good as bf16
 --   codes = true            u8 results are rounded codes: a neighbouring code is right, too
 --   smooth = false          no finite differences: the value jumps (rounding to bf16)}
 -- Leaves out: wrong shapes and their messages.
@@ -1184,6 +1185,7 @@ local function each_packing(f)
         for causal = 0, 1 do
           local call = f(g, s, h, causal)
           call.sums = true
+          call.rounded_terms = true
           call.name = ("%d tokens, %s"):format(s.tokens, heads_text(h, causal))
           list[#list + 1] = call
         end
@@ -1246,7 +1248,7 @@ local function cross(g, s, h, causal)
   local keys = { s.rows, h[2] * h[3] }
   return {
     inputs = { g.normal({ s.queries, h[1] * h[3] }), g.normal(keys), g.normal(keys), g.rows(s) },
-    args = { h[1], h[2], h[3], causal, 1 / math.sqrt(h[3]) }, sums = true,
+    args = { h[1], h[2], h[3], causal, 1 / math.sqrt(h[3]) }, sums = true, rounded_terms = true,
     name = ("%d/%d heads of %d, causal %d"):format(h[1], h[2], h[3], causal),
   }
 end
@@ -1316,7 +1318,7 @@ local function cached(g, s, h, causal, width)
     inputs = {
       g.normal({ s.queries, width or h[1] * h[3] }), g.normal(keys), g.normal(keys), g.rows(s),
     },
-    args = { h[1], h[2], h[3], causal, 1 / math.sqrt(h[3]) }, sums = true,
+    args = { h[1], h[2], h[3], causal, 1 / math.sqrt(h[3]) }, sums = true, rounded_terms = true,
     name = ("%d queries, %d rows, %s"):format(s.queries, s.rows, heads_text(h, causal)),
   }
 end

@@ -186,7 +186,8 @@ return function(device)
     if call.sums then name = dtype .. "_sums" end
     if call.rounds_inside and call.inputs[1]:dtype() == "bf16" then name = "bf16_sums" end
     local terms = { bf16_sums = 0.1, f32_sums = 0.01 }
-    if device == "cpu" and not call.rounds_inside then return tolerances[name], 0 end
+    local rounds = name == "bf16_sums" and (call.rounded_terms or call.rounds_inside)
+    if device == "cpu" and not rounds then return tolerances[name], 0 end
     return tolerances[name], terms[name] or 0
   end
 
