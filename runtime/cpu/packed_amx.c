@@ -175,7 +175,7 @@ static inline __attribute__((always_inline)) void scale_all(const bool is_signed
 /* Products of 256 columns. x: the tiles of 32 rows, of which the second half is left out if `halves`
  * is 1. w[i] has the tiles of the columns of 16 weight rows one after the other. Meanwhile the group
  * before is scaled, unless `before` is NULL: the tiles work by themselves, but only within the few
- * hundred instructions that the processor looks ahead. */
+ * hundred instructions that the processor looks ahead. The new products may replace its own. */
 static inline __attribute__((always_inline)) void multiply(const bool is_signed, const int halves,
                                                            const int8_t *x,
                                                            const uint8_t *const w[2],
@@ -321,21 +321,20 @@ static inline __attribute__((always_inline)) void add_piece(const bool is_signed
                                                             int64_t last, const panel_piece *p,
                                                             block_sums *sums, next_bytes next[2])
 {
-    group_products products[2];
+    group_products products;
     scaling before = { 0 };
-    int64_t count = 0;
     for (int64_t row = first; row < last; row += PANEL, sums++)
-        for (int64_t g = p->from; g < p->to; g++, count++) {
+        for (int64_t g = p->from; g < p->to; g++) {
             fetch(&next[0]);
             fetch(&next[1]);
             const int64_t at = (g - p->from) * STEPS * SZ_AMX_BYTES;
             const uint8_t *w[2] = { p->codes[0] + at, p->codes[1] + at };
             if (g >= p->whole) w[0] = p->tail[0];
             if (g >= p->whole) w[1] = p->tail[1];
-            group_products *to = &products[count % 2];
-            if (count == 0) multiply(is_signed, halves, codes_of(x, row, g), w, to, NULL);
-            else multiply(is_signed, halves, codes_of(x, row, g), w, to, &before);
-            before = scaling_of(x, row, p, g, to, sums);
+            const int8_t *codes = codes_of(x, row, g);
+            if (before.products) multiply(is_signed, halves, codes, w, &products, &before);
+            else multiply(is_signed, halves, codes, w, &products, NULL);
+            before = scaling_of(x, row, p, g, &products, sums);
         }
     scale_all(is_signed, halves, &before);
 }
