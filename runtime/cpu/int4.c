@@ -401,7 +401,7 @@ int sz_cpu_linear_int4(const sz_call *c)
     const int64_t blocks = q->shape[0];
     const int64_t across = q->shape[1];
 #ifdef SZ_AMX
-    if (n >= SZ_AMX_ROWS_INT4) return sz_amx_linear_int4(c);
+    if (n >= SZ_PACKED_MANY) return sz_amx_linear_int4(c);
 #endif
 
     /* x in 8 bits. */

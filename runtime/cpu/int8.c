@@ -379,7 +379,7 @@ int sz_cpu_linear_int8(const sz_call *c)
     const int64_t words = q->shape[1];
     const int64_t groups = scale->shape[1];
 #ifdef SZ_AMX
-    if (n >= SZ_AMX_ROWS_INT8) return sz_amx_linear_int8(c);
+    if (n >= SZ_PACKED_MANY) return sz_amx_linear_int8(c);
 #endif
 
     /* x in 8 bits. */

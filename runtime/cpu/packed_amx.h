@@ -8,11 +8,8 @@
 #include "int4.h"
 #include "ops/op.h"
 
-/* Rows of x from which on AMX is faster: at least SZ_PACKED_MANY, for the workspace. */
-enum { SZ_AMX_ROWS_INT8 = SZ_PACKED_MANY, SZ_AMX_ROWS_INT4 = 32 };
-
-/* linear_int8 and linear_int4 of ops.def; the bits are those of int8.c and int4.c. Return 0, or -1
- * with a message on failure. */
+/* linear_int8 and linear_int4 of ops.def from SZ_PACKED_MANY rows of x on; the bits are those of
+ * int8.c and int4.c. Return 0, or -1 with a message on failure. */
 int sz_amx_linear_int8(const sz_call *c);
 int sz_amx_linear_int4(const sz_call *c);
 

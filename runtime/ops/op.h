@@ -67,7 +67,8 @@ static inline int64_t sz_workspace_sums(const sz_tensor *y)
 }
 
 /* With AMX, products of many rows with 8 or 4-bit weights are computed in panels of rows, a task of
- * some rows and some panels of weights at a time (cpu/packed_amx.c). */
+ * some rows and some panels of weights at a time (cpu/packed_amx.c). With fewer rows the tiles are
+ * no faster. */
 enum {
     SZ_PACKED_MANY = 12,
     SZ_PACKED_PANEL = 32,
