@@ -226,8 +226,7 @@ int sz_cpu_dequantize_int4(const sz_call *c)
             const int64_t first = r * k + i * SZ_Q4_COLS;
             const int64_t n = sz_min64(SZ_Q4_COLS, k - i * SZ_Q4_COLS);
             if (w->dtype == SZ_F32) memcpy(sz_f32(w) + first, row, (size_t)n * sizeof *row);
-            else
-                for (int64_t j = 0; j < n; j++) sz_bf16(w)[first + j] = sz_to_bf16(row[j]);
+            else sz_f32_to_bf16(sz_bf16(w) + first, row, n);
         }
     return 0;
 }

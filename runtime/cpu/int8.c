@@ -121,12 +121,11 @@ static void dequantize_row(const uint8_t *codes, const float *scales, sz_tensor 
     const int64_t k = w->shape[1];
     for (int64_t first = 0; first < k; first += SZ_Q_GROUP, scales += SZ_Q_ROWS) {
         const int64_t n = sz_min64(SZ_Q_GROUP, k - first);
-        float x[SZ_Q_GROUP];
+        float buffer[SZ_Q_GROUP];
+        float *x = sz_block_begin(w, r * k + first, buffer);
         for (int64_t i = 0; i < n; i++)
             x[i] = (float)(codes[(first + i) / 4 * 64 + i % 4] - SZ_Q_ZERO) * *scales;
-        if (w->dtype == SZ_F32) memcpy(sz_f32(w) + r * k + first, x, (size_t)n * sizeof *x);
-        else
-            for (int64_t i = 0; i < n; i++) sz_bf16(w)[r * k + first + i] = sz_to_bf16(x[i]);
+        sz_block_end(w, r * k + first, n, x);
     }
 }
 

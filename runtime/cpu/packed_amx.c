@@ -4,8 +4,9 @@
  * of the other kernels, so the results have the same bits as theirs.
  *
  * A task is up to SZ_PACKED_TASK_ROWS rows of x times some panels of 32 weight rows, in blocks of
- * 32 x 32 results. It goes through the columns in pieces of DEPTH groups, whose part of x stays in
- * the second-level cache while all its panels pass by. 8-bit weights are stored as tiles already.
+ * 32 x 32 results. It goes through the columns in pieces of DEPTH groups: a panel's weights and a
+ * block's x of so many columns fit the first-level cache, and the piece's part of x stays in the
+ * second-level cache while all panels pass by. 8-bit weights are stored as tiles already.
  * 4-bit weights are multiplied by their parts, which makes signed bytes, and so become tiles, a
  * piece of a panel at a time.
  *
@@ -23,7 +24,7 @@
 enum {
     PANEL = SZ_PACKED_PANEL,               /* rows of x, and weight rows: two tiles */
     STEPS = SZ_Q_GROUP / SZ_AMX_ROW_BYTES, /* tiles of a group of 256 columns */
-    DEPTH = 2,                             /* groups whose weights stay in the first-level cache */
+    DEPTH = 2,                             /* groups of a piece */
     STEP_BYTES = PANEL * SZ_AMX_ROW_BYTES, /* of x's tiles */
     PARTS = 4,                             /* tiles of a group's products */
     SCALED = PANEL / (2 * STEPS),          /* rows of them that are scaled at once */
@@ -313,9 +314,9 @@ static inline scaling scaling_of(const quantized_x *x, int64_t row, const panel_
     };
 }
 
-/* A piece's groups times rows first .. last - 1: whole blocks, or one of which the second half is
- * left out. sums: of these blocks. A group is scaled while the next one is multiplied, if need be
- * that of the next block. */
+/* A piece's groups times rows first .. last - 1: whole blocks, or one without its second half. sums:
+ * of these blocks. Each group is scaled while the next one is multiplied, and a block's last group
+ * while the next block's first one is. */
 static inline __attribute__((always_inline)) void add_piece(const bool is_signed, const int halves,
                                                             const quantized_x *x, int64_t first,
                                                             int64_t last, const panel_piece *p,
@@ -443,16 +444,17 @@ static void run_piece(const sz_call *c, const quantized_x *x, bool is_int8, cons
     for (int i = 0; i < 2; i++)
         next[i] = next_piece(c, x, is_int8, next_panel, i, is_last ? to : from, steps);
 
-    const int64_t whole = is_half(c, t->last - PANEL) ? t->last - PANEL : t->last;
-    if (whole > t->first) {
+    /* Only the last block can lack its second half. */
+    const int64_t half = is_half(c, t->last - PANEL) ? t->last - PANEL : t->last;
+    if (t->first < half) {
         block_sums *sums = sums_of(t, t->first, panel);
-        if (is_int8) add_piece(false, 2, x, t->first, whole, &p, sums, next);
-        else add_piece(true, 2, x, t->first, whole, &p, sums, next);
+        if (is_int8) add_piece(false, 2, x, t->first, half, &p, sums, next);
+        else add_piece(true, 2, x, t->first, half, &p, sums, next);
     }
-    if (whole < t->last) {
-        block_sums *sums = sums_of(t, whole, panel);
-        if (is_int8) add_piece(false, 1, x, whole, t->last, &p, sums, next);
-        else add_piece(true, 1, x, whole, t->last, &p, sums, next);
+    if (half < t->last) {
+        block_sums *sums = sums_of(t, half, panel);
+        if (is_int8) add_piece(false, 1, x, half, t->last, &p, sums, next);
+        else add_piece(true, 1, x, half, t->last, &p, sums, next);
     }
 }
 

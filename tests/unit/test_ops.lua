@@ -270,12 +270,13 @@ local function check_gradient(op, call, i, fast, plain, exact, label)
   -- is compared with. On a device bf16 rounds the terms themselves, so the error goes with them and
   -- a tenth is; and where the reference kernels' own error is as large, what counts is the distance
   -- from the exact numbers.
-  -- So does attention with AMX, which rounds the softmax's weights. The sum of output times its
-  -- gradient, which every element meets, is then off by the root of the head's width.
+  -- Attention with AMX rounds the softmax's weights, too. Its gradients subtract the sum over a head
+  -- of output times gradient, and the error of that sum grows with the square root of the head's
+  -- width. With a tenth for all widths 3 of 14 seeds failed, the worst by two thirds.
   local rounds = ON_DEVICE or (WITH_AMX and call.rounded_terms)
   local rounds_terms = rounds and dtype == "bf16"
-  local terms = rounds_terms and 0.1 or 0.01
-  if rounds_terms and not ON_DEVICE then terms = math.sqrt(call.args[HEAD_DIM]) / 16 end
+  local terms = 0.01
+  if rounds_terms then terms = ON_DEVICE and 0.1 or math.sqrt(call.args[HEAD_DIM]) / 16 end
   local message = compare.difference(fast[i], plain[i], compare.sums(dtype), terms)
   if message and rounds_terms and not compare.less_exact(fast[i], plain[i], exact(i)) then
     message = nil
