@@ -4,9 +4,8 @@
  * dnnl_sgemm (173 against 142 GFLOP/s at 711x384x128); for A B and A^T B dnnl_sgemm is as good or
  * better. bf16 without AVX512-BF16 or AMX runs at 50 GFLOP/s in oneDNN; converting the operands to
  * f32 first gives 150, so that is done there. With AMX products of bf16 go to gemm_amx.c. Our own
- * kernel is faster up to 16 rows, and up to 96 rows of bf16 that oneDNN would need converted
- * (docs/speed.md). Primitives are kept in a small table by shape: oneDNN's own cache costs 8 us a
- * hit.
+ * kernel is faster up to 16 rows, and up to 64 rows of bf16 at least (docs/speed.md). Primitives are
+ * kept in a small table by shape: oneDNN's own cache costs 8 us a hit.
  * Leaves out: outputs other than f32.
  */
 #include "gemm.h"
@@ -23,10 +22,10 @@ enum { HAS_AMX = 1 };
 enum { HAS_AMX = 0 };
 #endif
 
-/* Whether the processor multiplies bf16 well: in gemm_amx.c, or in oneDNN. Intel's AVX512-BF16
- * without AMX is slower than f32, 105 against 159 GFLOP/s on Granite Rapids; on AMD's Zen 5 it is
- * twice as fast. A set of instructions has the bits of those that it contains. */
-static bool native_bf16(void)
+/* With AMX in gemm_amx.c, else in oneDNN and gemm_skinny.c. Intel's AVX512-BF16 without AMX is
+ * slower than f32, 105 against 159 GFLOP/s on Granite Rapids; on AMD's Zen 4 and 5 it is twice as
+ * fast. A set of instructions has the bits of those that it contains. */
+bool sz_gemm_multiplies_bf16(void)
 {
     if (HAS_AMX) return true;
     static int known = -1;
@@ -41,7 +40,7 @@ static bool native_bf16(void)
 static bool is_skinny(int64_t m, int dtype)
 {
     if (HAS_AMX && dtype == SZ_BF16) return false;
-    return m <= (dtype == SZ_BF16 && !native_bf16() ? SKINNY_ROWS_BF16 : SKINNY_ROWS);
+    return m <= (dtype == SZ_BF16 ? SKINNY_ROWS_BF16 : SKINNY_ROWS);
 }
 
 /* ---- the matmul primitive ---- */
@@ -377,14 +376,14 @@ static int check_first_sgemm(bool ta, bool tb, int64_t m, int64_t n, float beta)
 
 int64_t sz_gemm_workspace(bool ta, bool tb, int64_t m, int64_t n, int64_t k, int dtype)
 {
-    if (!ta && tb && is_skinny(m, dtype)) return sz_gemm_skinny_workspace(m, k);
+    if (!ta && tb && is_skinny(m, dtype)) return sz_gemm_skinny_workspace(m, k, dtype);
 #ifdef SZ_AMX
     if (dtype == SZ_BF16) return sz_gemm_amx_workspace(ta, tb, m, n, k);
 #endif
     const bool is_gradient = ta && !tb && sz_gemm_gradient_fits(m, n, k);
     const int64_t panels = is_gradient ? sz_gemm_gradient_workspace(m) : 0;
     if (dtype == SZ_F32) return panels;
-    if (native_bf16()) return 0;
+    if (sz_gemm_multiplies_bf16()) return 0;
     return panels + 4 * k * (m + slab_columns(n, k));
 }
 
@@ -401,7 +400,7 @@ int sz_gemm(bool ta, bool tb, int64_t m, int64_t n, int64_t k, const void *a, in
     /* Ours, or oneDNN on converted operands. A kernel may call this for each of many chunks, so the
      * workspace is released here. */
     const bool skinny = !ta && tb && is_skinny(m, dtype);
-    if (skinny || (dtype == SZ_BF16 && !native_bf16())) {
+    if (skinny || (dtype == SZ_BF16 && !sz_gemm_multiplies_bf16())) {
         const sz_scratch_state before = sz_scratch_save();
         int rc;
         if (skinny) rc = sz_gemm_skinny(m, n, k, a, lda, b, ldb, dtype, beta, c, ldc);
@@ -460,7 +459,7 @@ int sz_gemm_linear(int64_t n, int64_t m, int64_t k, const void *x, const void *w
 #endif
 
     /* The primitive adds the bias and applies GELU while it stores. */
-    bool convert = dtype == SZ_BF16 && !native_bf16();
+    bool convert = dtype == SZ_BF16 && !sz_gemm_multiplies_bf16();
     if (bias && !is_skinny(n, dtype) && m > 0 && k > 0) {
         const sz_scratch_state before = sz_scratch_save();
         if (convert) {

@@ -31,6 +31,9 @@ int sz_gemm_linear_bf16(int64_t n, int64_t m, int64_t k, const void *x, const vo
 /* Bytes of workspace that sz_gemm takes (ops/matmul.c). sz_gemm_linear takes as much as A B^T. */
 int64_t sz_gemm_workspace(bool ta, bool tb, int64_t m, int64_t n, int64_t k, int dtype);
 
+/* Whether the processor multiplies bf16 well, so that it need not be widened to f32. */
+bool sz_gemm_multiplies_bf16(void);
+
 enum { SZ_LOGPROB_ROWS = 128 }; /* rows whose logits exist at one time (logprob.c) */
 
 /* ---- gemm_gradient.c ---- */
@@ -53,7 +56,7 @@ int sz_gemm_skinny(int64_t m, int64_t n, int64_t k, const void *x, int64_t ldx, 
                    int64_t ldw, int dtype, float beta, float *y, int64_t ldy);
 
 /* Bytes of workspace that it takes. */
-int64_t sz_gemm_skinny_workspace(int64_t m, int64_t k);
+int64_t sz_gemm_skinny_workspace(int64_t m, int64_t k, int dtype);
 
 /* ---- gemm_amx.c: with SZ_AMX alone ---- */
 

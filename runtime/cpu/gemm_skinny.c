@@ -12,14 +12,16 @@
  * While a chunk is computed, the next one of the same thread is prefetched, spread evenly over all
  * passes: otherwise memory idles while a later pass computes.
  *
- * A vector of 32-bit words holds two bf16 weights in each lane: a shift gives the even columns, a
- * mask the odd ones. x is packed for that: f32, the even columns of each BLOCK_K first (in order
- * for f32 weights), zeros up to whole blocks.
+ * A vector of 32-bit words holds two bf16 weights in each lane. Where the processor multiplies such
+ * pairs well, one instruction adds both products. Elsewhere a shift gives the even columns, a mask
+ * the odd ones. x is packed for that: pairs as they are; f32, the even columns of each BLOCK_K first
+ * (in order for f32 weights); zeros up to whole blocks.
  * Leaves out: other products than x w^T. Measurements: docs/speed.md.
  */
 #include "gemm.h"
 #include "gemm_tile.h"
 #include "tasks.h"
+#include "fetch.h"
 
 /* Long rows of weights: in chunks of half the size if there is only one block of x. */
 enum { CHUNK_W = 24, LONG_ROW_BYTES = 8192 };
@@ -36,6 +38,16 @@ enum { PASS_ROWS = 4 };
 enum { PASS_ROWS = ROWS_X };
 #endif
 
+/* What is multiplied: f32, bf16 that is widened to f32, or bf16 in pairs. */
+typedef enum { FULL, WIDENED, PAIRS } form;
+
+#if defined(__AVX512F__) && !defined(SZ_AMX)
+#define HAS_PAIRS
+#endif
+
+/* How many vectors of x a block of columns has. */
+#define HALVES(form) ((form) == PAIRS ? 1 : 2)
+
 typedef uint32_t word_vec __attribute__((vector_size(4 * SZ_LANES)));
 typedef uint32_t word_vec_any __attribute__((vector_size(4 * SZ_LANES), aligned(2), may_alias));
 
@@ -48,40 +60,59 @@ static const volatile uint32_t odd_mask[SZ_LANES]
 #define ODD_MASK 0xffff0000u
 #endif
 
-/* Half of BLOCK_K elements as f32: the first or second half of f32; of bf16, the even or the odd
- * ones. */
-static inline __attribute__((always_inline)) sz_vec load_half(const char *src, const int dtype,
+/* A vector of BLOCK_K elements: the first or second half of f32; of bf16 that is widened, the even
+ * or the odd ones; all pairs. */
+static inline __attribute__((always_inline)) sz_vec load_half(const char *src, const form f,
                                                               const int half)
 {
-    if (dtype == SZ_F32) return sz_vec_load((const float *)src + half * SZ_LANES);
+    if (f == FULL) return sz_vec_load((const float *)src + half * SZ_LANES);
     word_vec both = *(const word_vec_any *)src;
+    if (f == PAIRS) return (sz_vec)both;
     if (half == 0) return (sz_vec)(both << 16);
     return (sz_vec)(both & ODD_MASK);
 }
 
-/* Packs x into blocks of ROWS_X rows (the last may have fewer), each [k /
- * BLOCK_K][2][rows][SZ_LANES], which are read front to back. Rows k apart would compete for the
- * same sets of the cache if k is a power of two. padded: k rounded up to whole blocks. */
-static float *pack_x(const void *x, int64_t m, int64_t k, int64_t ld, int dtype, int64_t padded)
+/* sum + a * b in each lane; of pairs, both products. GCC has the instruction only in functions for
+ * processors that all have it. */
+static inline __attribute__((always_inline)) sz_vec add_product(sz_vec sum, sz_vec a, sz_vec b,
+                                                                const form f)
 {
-    const size_t size = sz_dtype_size(dtype);
-    float *packed = sz_scratch((size_t)(m * padded) * sizeof *packed);
+#ifdef HAS_PAIRS
+    if (f == PAIRS) {
+        __asm__("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
+        return sum;
+    }
+#endif
+    (void)f;
+    return sum + a * b;
+}
+
+static inline size_t element_size(form f) { return f == FULL ? 4 : 2; }
+
+/* Packs x into blocks of ROWS_X rows (the last may have fewer), each [k /
+ * BLOCK_K][HALVES][rows][SZ_LANES], which are read front to back. Rows k apart would compete for the
+ * same sets of the cache if k is a power of two. floats: of a
+ * packed row. */
+static float *pack_x(const void *x, int64_t m, int64_t k, int64_t ld, form f, int64_t floats)
+{
+    const size_t size = element_size(f);
+    const int64_t step = HALVES(f) * SZ_LANES;
+    float *packed = sz_scratch((size_t)(m * floats) * sizeof *packed);
     if (!packed) return NULL;
 
 #pragma omp parallel for schedule(static) if (m * k > 65536)
     for (int64_t i = 0; i < m; i++) {
         int64_t first = i - i % ROWS_X;
         int64_t rows = m - first < ROWS_X ? m - first : ROWS_X;
-        float *dst = packed + first * padded + (i - first) * SZ_LANES;
+        float *dst = packed + first * floats + (i - first) * SZ_LANES;
         const char *src = (const char *)x + (size_t)(i * ld) * size;
-        for (int64_t p = 0; p < padded;
-             p += BLOCK_K, dst += rows * BLOCK_K, src += BLOCK_K * size) {
+        for (int64_t p = 0; p < k; p += BLOCK_K, dst += rows * step, src += BLOCK_K * size) {
             /* The last block may be partial: read it from a copy that ends in zeros. */
             char tail[BLOCK_K * sizeof(float)] = { 0 };
             const char *block = src;
             if (p + BLOCK_K > k) block = memcpy(tail, src, (size_t)(k - p) * size);
-            sz_vec_store(dst, load_half(block, dtype, 0));
-            sz_vec_store(dst + rows * SZ_LANES, load_half(block, dtype, 1));
+            sz_vec_store(dst, load_half(block, f, 0));
+            if (HALVES(f) == 2) sz_vec_store(dst + rows * SZ_LANES, load_half(block, f, 1));
         }
     }
     return packed;
@@ -106,22 +137,23 @@ static inline __attribute__((always_inline)) sz_vec lane_sums(sz_vec *v)
 }
 
 /* Where the weights that are needed later are: `distance` bytes after those in use, of which pass
- * `pass` of `passes` fetches its part. */
+ * `pass` of `passes` fetches its part, into the second-level cache alone if to_l2. */
 typedef struct {
     ptrdiff_t distance;
     int64_t pass, passes;
+    bool to_l2;
 } prefetcher;
 
 /* sums [R][M] += R weight rows at w[r] times M rows of x over k columns, which are whole blocks. x
- * and sums have `rows` rows. M, R and dtype are constants where it is inlined, so that the sums
+ * and sums have `rows` rows. M, R and f are constants where it is inlined, so that the sums
  * become registers. */
-static inline __attribute__((always_inline)) void dots(const int M, const int R, const int dtype,
+static inline __attribute__((always_inline)) void dots(const int M, const int R, const form f,
                                                        int64_t rows, int64_t k, const float *x,
                                                        const char *const *w,
                                                        const prefetcher *ahead, bool add,
                                                        sz_vec *sums)
 {
-    const int64_t size = dtype == SZ_F32 ? 4 : 2;
+    const int64_t size = (int64_t)element_size(f);
     ptrdiff_t later = ahead->distance + ahead->pass * k * size / ahead->passes;
     const ptrdiff_t step = BLOCK_K * size / ahead->passes;
     sz_vec s[MAX_SUMS];
@@ -130,25 +162,25 @@ static inline __attribute__((always_inline)) void dots(const int M, const int R,
 #pragma GCC unroll 8
         for (int i = 0; i < M; i++) s[r * M + i] = add ? sums[r * rows + i] : (sz_vec){ 0 };
 
-    for (int64_t p = 0; p < k; p += BLOCK_K, x += rows * BLOCK_K, later += step) {
+    for (int64_t p = 0; p < k; p += BLOCK_K, x += rows * HALVES(f) * SZ_LANES, later += step) {
 #pragma GCC unroll 4
-        for (int r = 0; r < R; r++)
+        for (int r = 0; r < R && R > 1; r++)
             for (int64_t line = 0; line < BLOCK_K * size; line += 64)
-                __builtin_prefetch(w[r] + later + line);
+                sz_fetch(w[r] + later + line, ahead->to_l2);
 
                 /* Half a block of each weight row, times that of each row of x. */
 #pragma GCC unroll 2
-        for (int half = 0; half < 2; half++) {
+        for (int half = 0; half < HALVES(f); half++) {
             sz_vec a[MAX_R];
 #pragma GCC unroll 4
-            for (int r = 0; r < R; r++) a[r] = load_half(w[r] + p * size, dtype, half);
+            for (int r = 0; r < R; r++) a[r] = load_half(w[r] + p * size, f, half);
 #pragma GCC unroll 8
             for (int i = 0; i < M; i++) {
                 sz_vec in = sz_vec_load(x + (half * rows + i) * SZ_LANES);
                 SZ_IN_REGISTER(in);
 #pragma GCC unroll 4
                 for (int r = 0; r < R; r++) {
-                    s[r * M + i] += a[r] * in;
+                    s[r * M + i] = add_product(s[r * M + i], a[r], in, f);
                     SZ_IN_REGISTER(s[r * M + i]);
                 }
             }
@@ -168,13 +200,14 @@ typedef struct {
     const float *x;
     const char *w;
     size_t row_bytes;
-    bool add; /* to sums, instead of setting them */
+    bool add;      /* to sums, instead of setting them */
+    bool in_order; /* one row of pairs after another, without fetching them */
 } panel_work;
 
 /* M1 and then M2 rows of x (M2 may be 0), R rows of w at a time. Rows from n on repeat the last
  * one, and their sums are not used. */
 static inline __attribute__((always_inline)) void panel(const int M1, const int M2, const int R,
-                                                        const int dtype, const panel_work *p,
+                                                        const form f, const panel_work *p,
                                                         prefetcher ahead, sz_vec *sums)
 {
     const int M = M1 + M2;
@@ -184,46 +217,54 @@ static inline __attribute__((always_inline)) void panel(const int M1, const int 
         const char *w[MAX_R];
         for (int r = 0; r < R; r++)
             w[r] = p->w + (size_t)(j + r < p->n ? j + r : p->n - 1) * p->row_bytes;
-        dots(M1, R, dtype, M, p->k, p->x, w, &ahead, p->add, sums + j * M);
+        dots(M1, R, f, M, p->k, p->x, w, &ahead, p->add, sums + j * M);
         if (M2)
-            dots(M2, R, dtype, M, p->k, p->x + M1 * SZ_LANES, w, &second, p->add,
-                 sums + j * M + M1);
+            dots(M2, R, f, M, p->k, p->x + M1 * SZ_LANES, w, &second, p->add, sums + j * M + M1);
     }
 }
 
 /* panel for any m <= ROWS_X. */
-static __attribute__((noinline)) void any_panel(int64_t m, int dtype, const panel_work *p,
+static __attribute__((noinline)) void any_panel(int64_t m, form f, const panel_work *p,
                                                 prefetcher ahead, sz_vec *sums)
 {
-#define CASE(M1, M2, R, dtype) \
-    case M1 + M2 + ROWS_X *(dtype): panel(M1, M2, R, dtype, p, ahead, sums); break
+#define CASE(M1, M2, R, f) \
+    case M1 + M2 + ROWS_X *(f): panel(M1, M2, R, f, p, ahead, sums); break
 
     /* The sums of R rows of weights and those of x in one pass are 12, or 24 of 32 registers. */
-#define CASES_FEW(dtype) \
-    CASE(1, 0, 4, dtype); \
-    CASE(2, 0, 4, dtype)
+#define CASES_FEW(f) \
+    CASE(1, 0, 4, f); \
+    CASE(2, 0, 4, f)
 #ifndef NARROW_PASSES
-#define CASES(dtype) \
-    CASES_FEW(dtype); \
-    CASE(3, 0, 4, dtype); \
-    CASE(4, 0, 4, dtype); \
-    CASE(5, 0, 3, dtype); \
-    CASE(6, 0, 3, dtype); \
-    CASE(7, 0, 3, dtype); \
-    CASE(8, 0, 3, dtype)
+#define CASES(f) \
+    CASES_FEW(f); \
+    CASE(3, 0, 4, f); \
+    CASE(4, 0, 4, f); \
+    CASE(5, 0, 3, f); \
+    CASE(6, 0, 3, f); \
+    CASE(7, 0, 3, f); \
+    CASE(8, 0, 3, f)
 #else
-#define CASES(dtype) \
-    CASES_FEW(dtype); \
-    CASE(3, 0, 3, dtype); \
-    CASE(4, 0, 3, dtype); \
-    CASE(3, 2, 3, dtype); \
-    CASE(3, 3, 3, dtype); \
-    CASE(4, 3, 3, dtype); \
-    CASE(4, 4, 3, dtype)
+#define CASES(f) \
+    CASES_FEW(f); \
+    CASE(3, 0, 3, f); \
+    CASE(4, 0, 3, f); \
+    CASE(3, 2, 3, f); \
+    CASE(3, 3, 3, f); \
+    CASE(4, 3, 3, f); \
+    CASE(4, 4, 3, f)
 #endif
-    switch (m + ROWS_X * dtype) {
-        CASES(SZ_F32);
-        CASES(SZ_BF16);
+#ifdef HAS_PAIRS
+    if (p->in_order) {
+        panel(1, 0, 1, PAIRS, p, ahead, sums);
+        return;
+    }
+#endif
+    switch (m + ROWS_X * f) {
+        CASES(FULL);
+        CASES(WIDENED);
+#ifdef HAS_PAIRS
+        CASES(PAIRS);
+#endif
     }
 #undef CASES
 #undef CASES_FEW
@@ -232,21 +273,30 @@ static __attribute__((noinline)) void any_panel(int64_t m, int dtype, const pane
 
 /* A block of m <= ROWS_X rows of x times n <= CHUNK_W rows of w. */
 static void chunk_times_block(int64_t m, int64_t n, int64_t k, const float *x, const char *w,
-                              int64_t ldw, int dtype, prefetcher ahead, float beta, float *y,
+                              int64_t ldw, form f, prefetcher ahead, float beta, float *y,
                               int64_t ldy)
 {
     sz_vec sums[CHUNK_W * ROWS_X + SZ_LANES];
     const int64_t whole = k - k % BLOCK_K;
-    const int64_t width = (m <= 4 ? 2 : 1) * PANEL_FLOATS / m / BLOCK_K * BLOCK_K;
-    const size_t size = sz_dtype_size(dtype);
+    const int64_t step = HALVES(f) * SZ_LANES;
+    const int64_t width = (m <= 4 && f != PAIRS ? 2 : 1) * PANEL_FLOATS / m / step * BLOCK_K;
+    const size_t size = element_size(f);
     const size_t row_bytes = (size_t)ldw * size;
+
+    /* A single stream is read fastest by the processor alone if it is one that fetches to the second
+     * level. */
+    const bool in_order = f == PAIRS && m == 1 && ahead.to_l2 && row_bytes <= LONG_ROW_BYTES;
 
     /* The panels of whole blocks. */
     for (int64_t p = 0; p < whole; p += width) {
-        panel_work work = { n,         whole - p < width ? whole - p : width,
-                            x + p * m, w + (size_t)p * size,
-                            row_bytes, p > 0 };
-        any_panel(m, dtype, &work, ahead, sums);
+        panel_work work = { n,
+                            whole - p < width ? whole - p : width,
+                            x + p / BLOCK_K * step * m,
+                            w + (size_t)p * size,
+                            row_bytes,
+                            p > 0,
+                            in_order };
+        any_panel(m, f, &work, ahead, sums);
     }
 
     /* The partial block at the end, from a copy that ends in zeros. */
@@ -255,8 +305,10 @@ static void chunk_times_block(int64_t m, int64_t n, int64_t k, const float *x, c
         for (int64_t j = 0; j < n; j++)
             memcpy(tail[j], w + (size_t)j * row_bytes + (size_t)whole * size,
                    (size_t)(k - whole) * size);
-        panel_work work = { n, BLOCK_K, x + whole * m, tail[0], sizeof tail[0], whole > 0 };
-        any_panel(m, dtype, &work, (prefetcher){ 0, 0, 1 }, sums);
+        panel_work work = { n,       BLOCK_K,        x + whole / BLOCK_K * step * m,
+                            tail[0], sizeof tail[0], whole > 0,
+                            false };
+        any_panel(m, f, &work, (prefetcher){ 0, 0, 1, false }, sums);
     }
 
     /* Add the lanes, and store. */
@@ -267,9 +319,25 @@ static void chunk_times_block(int64_t m, int64_t n, int64_t k, const float *x, c
             y[i * ldy + j] = results[j * m + i] + (beta != 0 ? y[i * ldy + j] : 0);
 }
 
-static int64_t padded_columns(int64_t k) { return (k + BLOCK_K - 1) / BLOCK_K * BLOCK_K; }
+static form form_of(int dtype)
+{
+    if (dtype == SZ_F32) return FULL;
+#ifdef HAS_PAIRS
+    if (sz_gemm_multiplies_bf16()) return PAIRS;
+#endif
+    return WIDENED;
+}
 
-int64_t sz_gemm_skinny_workspace(int64_t m, int64_t k) { return 4 * m * padded_columns(k); }
+/* Of a packed row of x. */
+static int64_t row_floats(int64_t k, form f)
+{
+    return (k + BLOCK_K - 1) / BLOCK_K * HALVES(f) * SZ_LANES;
+}
+
+int64_t sz_gemm_skinny_workspace(int64_t m, int64_t k, int dtype)
+{
+    return m * row_floats(k, form_of(dtype)) * (int64_t)sizeof(float);
+}
 
 static int64_t passes(int64_t rows) { return (rows + PASS_ROWS - 1) / PASS_ROWS; }
 
@@ -280,22 +348,23 @@ int sz_gemm_skinny(int64_t m, int64_t n, int64_t k, const void *x, int64_t ldx, 
     const bool small = m <= ROWS_X && row_bytes > LONG_ROW_BYTES;
     const int64_t chunk_rows = small ? CHUNK_W / 2 : CHUNK_W;
     const int64_t chunks = (n + chunk_rows - 1) / chunk_rows;
-    const int64_t padded = padded_columns(k);
-    const float *packed = pack_x(x, m, k, ldx, dtype, padded);
+    const form f = form_of(dtype);
+    const int64_t floats = row_floats(k, f);
+    const float *packed = pack_x(x, m, k, ldx, f, floats);
     if (!packed) return -1;
 
     int64_t taken = 0;
 #pragma omp parallel if (n * k > 16384)
     for (sz_task t = sz_first_task(&taken, 1); t.first < chunks; sz_next_task(&t, &taken, 1)) {
-        prefetcher ahead = { 0, 0, passes(m) };
+        prefetcher ahead = { 0, 0, passes(m), sz_processor_is_zen_1_to_4() };
         if (t.next < chunks) ahead.distance = (t.next - t.first) * chunk_rows * row_bytes;
         const int64_t j = t.first * chunk_rows;
         const int64_t rows = n - j < chunk_rows ? n - j : chunk_rows;
         for (int64_t i = 0; i < m; i += ROWS_X) {
             ahead.pass = passes(i);
-            chunk_times_block(m - i < ROWS_X ? m - i : ROWS_X, rows, k, packed + i * padded,
-                              (const char *)w + j * row_bytes, ldw, dtype, ahead, beta,
-                              y + i * ldy + j, ldy);
+            chunk_times_block(m - i < ROWS_X ? m - i : ROWS_X, rows, k, packed + i * floats,
+                              (const char *)w + j * row_bytes, ldw, f, ahead, beta, y + i * ldy + j,
+                              ldy);
         }
     }
     return 0;

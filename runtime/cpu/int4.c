@@ -14,6 +14,7 @@
 #include "packed_x.h"
 #include "packed_amx.h"
 #include "tasks.h"
+#include "core/processor.h"
 #include <omp.h>
 #ifdef __x86_64__
 #include <immintrin.h>
@@ -43,7 +44,9 @@ enum {
     TASK_BLOCKS = 4,                                            /* that a thread takes at once */
     MAX_SUMS = 2 * MAX_TILE_ROWS > 16 ? 2 * MAX_TILE_ROWS : 16, /* vectors of sums of a tile */
     WORDS = SZ_Q4_COLS / 4,                                     /* of x, for a block's columns */
-    AHEAD = 1, /* how many blocks ahead weights are fetched */
+    /* Up to so many rows of x meet one block of weights at a time where memory is read best as a
+     * single stream. */
+    STREAM_ROWS = 2,
 };
 
 /* Vectors of weights that a tile of m rows of x has: a constant if m is. */
@@ -277,11 +280,11 @@ static inline __attribute__((always_inline)) void group(const int M, const int R
 }
 
 /* R vectors of weights times M rows of x: sums [R][M]. M and R are constants where it is inlined;
- * w: the vectors in the first block, moved on. */
+ * w: the vectors in the first block, moved on; ahead: how many blocks on weights are fetched. */
 static inline __attribute__((always_inline)) void tile(const int M, const int R, int64_t across,
-                                                       vector_weights *w, const int32_t *x,
-                                                       const float *x_scale, const int32_t *start,
-                                                       sz_vec *sums)
+                                                       int64_t ahead, vector_weights *w,
+                                                       const int32_t *x, const float *x_scale,
+                                                       const int32_t *start, sz_vec *sums)
 {
 #pragma GCC unroll 16
     for (int i = 0; i < R * M; i++) sums[i] = (sz_vec){ 0 };
@@ -291,13 +294,13 @@ static inline __attribute__((always_inline)) void tile(const int M, const int R,
 #pragma GCC unroll 16
         for (int i = 0; i < R * M; i++) total[i] = (sz_ivec){ 0 };
 
-        /* What is fetched: AHEAD blocks on, or past the last block in the next tile. */
+        /* What is fetched: `ahead` blocks on, or past the last block in the next tile. */
         const uint8_t *later[WIDE];
 #pragma GCC unroll 4
         for (int r = 0; r < R; r++) {
             const int64_t left = across - block;
-            if (AHEAD < left) later[r] = w[r].codes + AHEAD * SZ_Q4_BLOCK;
-            else later[r] = w[r].next + (AHEAD - left) * SZ_Q4_BLOCK;
+            if (ahead < left) later[r] = w[r].codes + ahead * SZ_Q4_BLOCK;
+            else later[r] = w[r].next + (ahead - left) * SZ_Q4_BLOCK;
         }
 
         for (int g = 0; g < SZ_Q4_GROUPS; g++) {
@@ -322,11 +325,12 @@ static inline __attribute__((always_inline)) void tile(const int M, const int R,
 }
 
 /* The weights of a task: q and scale of its first block of rows, and how many vectors of rows it
- * has. later: q of the thread's next task. */
+ * has. later: q of the thread's next task. one_stream: whether memory is read best so. */
 typedef struct {
     const uint8_t *q, *later;
     const uint16_t *scale;
     int64_t across, vectors;
+    bool one_stream;
 } task_weights;
 
 /* tile for any m <= MAX_TILE_ROWS, with the vectors from `first` on. Returns R, the number that it
@@ -335,7 +339,8 @@ static __attribute__((noinline)) int any_tile(int64_t m, int64_t first, const ta
                                               const int32_t *x, const float *x_scale,
                                               const int32_t *start, sz_vec *sums)
 {
-    const int R = VECTORS_OF(m);
+    const int R = t->one_stream && m <= STREAM_ROWS ? VECTORS : VECTORS_OF(m);
+    const int64_t ahead = t->one_stream ? 2 : 1; /* measured */
     const int64_t end = first + R;
     const uint8_t *next = t->later;
     if (end < t->vectors) next = t->q + end / VECTORS * t->across * SZ_Q4_BLOCK;
@@ -354,9 +359,11 @@ static __attribute__((noinline)) int any_tile(int64_t m, int64_t first, const ta
     }
 
     /* One instance for each m. */
+#define TILE(M, R) tile(M, R, t->across, ahead, w, x, x_scale, start, sums)
 #define CASE(M) \
     case M: \
-        if (M <= MAX_TILE_ROWS) tile(M, VECTORS_OF(M), t->across, w, x, x_scale, start, sums); \
+        if (t->one_stream && M <= STREAM_ROWS) TILE(M, VECTORS); \
+        else if (M <= MAX_TILE_ROWS) TILE(M, VECTORS_OF(M)); \
         break
     switch (m) {
         CASE(1);
@@ -369,6 +376,7 @@ static __attribute__((noinline)) int any_tile(int64_t m, int64_t first, const ta
         CASE(8);
     }
 #undef CASE
+#undef TILE
     return R;
 }
 
@@ -434,6 +442,7 @@ int sz_cpu_linear_int4(const sz_call *c)
             sz_bf16(scale) + t.first * across * SZ_Q4_ROWS,
             across,
             sz_min64(TASK_BLOCKS, blocks - t.first) * VECTORS,
+            sz_processor_is_zen_1_to_4(),
         };
         for (int64_t i = 0; i < n; i += MAX_TILE_ROWS)
             multiply_task(c, &w, t.first * SZ_Q4_ROWS, i, n, &in);

@@ -14,7 +14,7 @@
 #include "packed_x.h"
 #include "packed_amx.h"
 #include "tasks.h"
-#include "core/processor.h"
+#include "fetch.h"
 #include <omp.h>
 #ifdef __x86_64__
 #include <immintrin.h>
@@ -39,9 +39,14 @@ enum { FEW = 2, SOME = 4, MAX_TILE_ROWS = 4, X_WORDS = 2 };
 #endif
 enum { WIDE = 4 };
 
+/* Up to so many rows of x meet one block of weights at a time where memory is read best as a single
+ * stream. */
+enum { STREAM_ROWS = X_WORDS == 1 && VECTORS == 1 ? 2 : 1 };
+
 /* Vectors of weights that m rows of x meet. */
-static inline __attribute__((always_inline)) int tile_width(int64_t m)
+static inline __attribute__((always_inline)) int tile_width(int64_t m, bool one_stream)
 {
+    if (one_stream && m <= STREAM_ROWS) return VECTORS;
     if (m <= FEW) return WIDE;
     return m <= SOME ? 2 : 1;
 }
@@ -230,21 +235,20 @@ static inline __attribute__((always_inline)) void dot4(sz_ivec *sums, const weig
 }
 
 /* What to fetch. distance: bytes from the weights in use; 0 to fetch the next task's instead, from
- * codes on, `step` bytes for each word. */
+ * codes on, `step` bytes for each word. to_l2: into the second-level cache alone. */
 typedef struct {
     const uint8_t *codes;
     int64_t step;
     int64_t distance;
+    bool to_l2;
 } prefetcher;
 
-/* R vectors of weights times M rows of x: sums [R][M]. M and R are constants where it is inlined.
- */
-static inline __attribute__((always_inline)) void tile(const int M, const int R, int64_t words,
-                                                       int64_t groups, const uint8_t *const *w,
-                                                       const float *const *w_scale,
-                                                       const int32_t *x, const float *x_scale,
-                                                       const int32_t *start, prefetcher ahead,
-                                                       sz_vec *sums)
+/* R vectors of weights times M rows of x: sums [R][M]. fetch: with the weights of `ahead` meanwhile.
+ * M, R and fetch are constants where it is inlined. */
+static inline __attribute__((always_inline)) void tile(
+    const int M, const int R, const bool fetch, int64_t words, int64_t groups,
+    const uint8_t *const *w, const float *const *w_scale, const int32_t *x, const float *x_scale,
+    const int32_t *start, prefetcher ahead, sz_vec *sums)
 {
     const int LINES = R > VECTORS ? R / VECTORS : 1;
 #pragma GCC unroll 24
@@ -261,10 +265,10 @@ static inline __attribute__((always_inline)) void tile(const int M, const int R,
             for (int i = 0; i < M; i++) s[r * M + i] = start[i] - (sz_ivec){ 0 };
         for (int64_t p = 0; p < n; p++, x += M * X_WORDS, ahead.codes += ahead.step) {
 #pragma GCC unroll 4
-            for (int line = 0; line < LINES; line++) {
+            for (int line = 0; line < LINES && fetch; line++) {
                 const uint8_t *later = w[line * VECTORS] + (g * SZ_Q_WORDS + p) * 64 +
                                        ahead.distance;
-                __builtin_prefetch(ahead.distance ? later : ahead.codes + 64 * line);
+                sz_fetch(ahead.distance ? later : ahead.codes + 64 * line, ahead.to_l2);
             }
             weight_words a[WIDE];
 #pragma GCC unroll 4
@@ -303,7 +307,8 @@ static __attribute__((noinline)) int any_tile(int64_t m, int64_t first, const ta
                                               const int32_t *x, const float *x_scale,
                                               const int32_t *start, prefetcher ahead, sz_vec *sums)
 {
-    const int R = tile_width(m);
+    const bool one_stream = ahead.to_l2;
+    const int R = tile_width(m, one_stream);
     const uint8_t *rows[WIDE];
     const float *scales[WIDE];
     for (int r = 0; r < R; r++) {
@@ -315,11 +320,13 @@ static __attribute__((noinline)) int any_tile(int64_t m, int64_t first, const ta
     }
 
     /* One instance for each m. */
+#define TILE(M, one_stream) \
+    tile(M, tile_width(M, one_stream), !(one_stream), w->words, w->groups, rows, scales, x, \
+         x_scale, start, ahead, sums)
 #define CASE(M) \
     case M: \
-        if (M <= MAX_TILE_ROWS) \
-            tile(M, tile_width(M), w->words, w->groups, rows, scales, x, x_scale, start, ahead, \
-                 sums); \
+        if (one_stream && M <= STREAM_ROWS) TILE(M, true); \
+        else if (M <= MAX_TILE_ROWS) TILE(M, false); \
         break
     switch (m) {
         CASE(1);
@@ -336,6 +343,7 @@ static __attribute__((noinline)) int any_tile(int64_t m, int64_t first, const ta
         CASE(12);
     }
 #undef CASE
+#undef TILE
     return R;
 }
 
@@ -344,13 +352,14 @@ static __attribute__((noinline)) int any_tile(int64_t m, int64_t first, const ta
 static void run_task(const task_weights *w, int64_t first, const uint8_t *later,
                      const quantized_rows *in, const sz_tensor *y, const sz_tensor *bias, int64_t n)
 {
+    const bool one_stream = sz_processor_is_zen_1_to_4();
     int64_t tiles = 0;
     for (int64_t i = 0; i < n; i += MAX_TILE_ROWS) {
-        const int width = tile_width(sz_min64(MAX_TILE_ROWS, n - i));
+        const int width = tile_width(sz_min64(MAX_TILE_ROWS, n - i), one_stream);
         tiles += (w->vectors + width - 1) / width;
     }
     prefetcher ahead = { later, w->vectors * 64 / VECTORS / tiles,
-                         sz_processor_is_intel() && n <= FETCH_ROWS ? FETCH_BYTES : 0 };
+                         sz_processor_is_intel() && n <= FETCH_ROWS ? FETCH_BYTES : 0, one_stream };
     for (int64_t i = 0; i < n; i += MAX_TILE_ROWS) {
         const int64_t rows = sz_min64(MAX_TILE_ROWS, n - i);
         for (int64_t v = 0, computed; v < w->vectors; v += computed) {
