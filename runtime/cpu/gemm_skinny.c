@@ -14,8 +14,8 @@
  *
  * A vector of 32-bit words holds two bf16 weights in each lane. Where the processor multiplies such
  * pairs well, one instruction adds both products. Elsewhere a shift gives the even columns, a mask
- * the odd ones. x is packed for that: pairs as they are; f32, the even columns of each BLOCK_K first
- * (in order for f32 weights); zeros up to whole blocks.
+ * the odd ones. x is packed for that: pairs as they are; f32, the even columns of each BLOCK_K
+ * first (in order for f32 weights); zeros up to whole blocks.
  * Leaves out: other products than x w^T. Measurements: docs/speed.md.
  */
 #include "gemm.h"
@@ -107,9 +107,8 @@ static inline __attribute__((always_inline)) void add_three(sz_vec *s0, sz_vec *
 static inline size_t element_size(form f) { return f == FULL ? 4 : 2; }
 
 /* Packs x into blocks of ROWS_X rows (the last may have fewer), each [k /
- * BLOCK_K][HALVES][rows][SZ_LANES], which are read front to back. Rows k apart would compete for the
- * same sets of the cache if k is a power of two. floats: of a
- * packed row. */
+ * BLOCK_K][HALVES][rows][SZ_LANES], which are read front to back. Rows k apart would compete for
+ * the same sets of the cache if k is a power of two. floats: of a packed row. */
 static float *pack_x(const void *x, int64_t m, int64_t k, int64_t ld, form f, int64_t floats)
 {
     const size_t size = element_size(f);
@@ -161,9 +160,37 @@ typedef struct {
     bool to_l2;
 } prefetcher;
 
+/* s [R][M] += half a block of each weight row times that of each row of x; it is `at` bytes after
+ * w[r]. */
+static inline __attribute__((always_inline)) void add_half(const int M, const int R, const form f,
+                                                           const int half, const float *x,
+                                                           const char *const *w, int64_t at,
+                                                           sz_vec *s)
+{
+    sz_vec a[MAX_R];
+#pragma GCC unroll 4
+    for (int r = 0; r < R; r++) a[r] = load_half(w[r] + at, f, half);
+#pragma GCC unroll 8
+    for (int i = 0; i < M; i++) {
+#ifdef NARROW_PASSES
+        if (R == 3) {
+            add_three(s + i, s + M + i, s + 2 * M + i, a, x + i * SZ_LANES);
+            continue;
+        }
+#endif
+        sz_vec in = sz_vec_load(x + i * SZ_LANES);
+        SZ_IN_REGISTER(in);
+#pragma GCC unroll 4
+        for (int r = 0; r < R; r++) {
+            s[r * M + i] = add_product(s[r * M + i], a[r], in, f);
+            SZ_IN_REGISTER(s[r * M + i]);
+        }
+    }
+}
+
 /* sums [R][M] += R weight rows at w[r] times M rows of x over k columns, which are whole blocks. x
  * and sums have `rows` rows. M, R and f are constants where it is inlined, so that the sums
- * become registers. */
+ * become registers. A single row of weights is not fetched. */
 static inline __attribute__((always_inline)) void dots(const int M, const int R, const form f,
                                                        int64_t rows, int64_t k, const float *x,
                                                        const char *const *w,
@@ -185,29 +212,8 @@ static inline __attribute__((always_inline)) void dots(const int M, const int R,
             for (int64_t line = 0; line < BLOCK_K * size; line += 64)
                 sz_fetch(w[r] + later + line, ahead->to_l2);
 
-                /* Half a block of each weight row, times that of each row of x. */
-#pragma GCC unroll 2
-        for (int half = 0; half < HALVES(f); half++) {
-            sz_vec a[MAX_R];
-#pragma GCC unroll 4
-            for (int r = 0; r < R; r++) a[r] = load_half(w[r] + p * size, f, half);
-#pragma GCC unroll 8
-            for (int i = 0; i < M; i++) {
-#ifdef NARROW_PASSES
-                if (R == 3) {
-                    add_three(s + i, s + M + i, s + 2 * M + i, a, x + (half * rows + i) * SZ_LANES);
-                    continue;
-                }
-#endif
-                sz_vec in = sz_vec_load(x + (half * rows + i) * SZ_LANES);
-                SZ_IN_REGISTER(in);
-#pragma GCC unroll 4
-                for (int r = 0; r < R; r++) {
-                    s[r * M + i] = add_product(s[r * M + i], a[r], in, f);
-                    SZ_IN_REGISTER(s[r * M + i]);
-                }
-            }
-        }
+        add_half(M, R, f, 0, x, w, p * size, s);
+        if (HALVES(f) == 2) add_half(M, R, f, 1, x + rows * SZ_LANES, w, p * size, s);
     }
 
 #pragma GCC unroll 4
@@ -306,8 +312,8 @@ static void chunk_times_block(int64_t m, int64_t n, int64_t k, const float *x, c
     const size_t size = element_size(f);
     const size_t row_bytes = (size_t)ldw * size;
 
-    /* A single stream is read fastest by the processor alone if it is one that fetches to the second
-     * level. */
+    /* A single stream is read fastest by the processor alone if it is one that fetches to the
+     * second level. */
     const bool in_order = f == PAIRS && m == 1 && ahead.to_l2 && row_bytes <= LONG_ROW_BYTES;
 
     /* The panels of whole blocks. */
