@@ -9,8 +9,8 @@
 --   text           what the model wrote, without special tokens
 --   ground_truth   the row's `solution`: <box>(x0,y0),(x1,y1)</box><points>(x,y),(x,y)</points>
 --   row            the row; row.frame is the frame that text and ground_truth count in: a square's
---                  side, or {width =, height =}. With a SAM2 model, row.segment(answer.parse(text)) is the answer's mask and
---                  row.mask() the true one (rewards/mask_iou.lua)
+--                  side, or {width =, height =}. With a SAM2 model, row.segment(answer.parse(text))
+--                  is the answer's mask and row.mask() the true one (rewards/mask_iou.lua)
 -- It returns a number and a table of named parts, which are logged one by one (metrics.jsonl and
 -- the line of an evaluation). Give a wrong answer a low number. An error is a bug: training stops
 -- and shows the row and the answer that caused it.

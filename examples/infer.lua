@@ -12,9 +12,9 @@
 -- training and evaluation. do_sample, or a temperature above 0, samples instead of decoding
 -- greedily. The image written has two titled panels, the original and what was found (mask, box and
 -- points), with the question above and the thinking below. With --query it follows VisionReasoner's
--- script: lists of objects, and --task detection, counting (no mask) or vqa (no image is written). Exit
--- status: 0 done; 1 no answer could be read, or a file or model is bad; 2 wrong options. An image
--- is written only with status 0. Leaves out: batches.
+-- script: lists of objects, and --task detection, counting (no mask) or vqa (no image is written).
+-- Exit status: 0 done; 1 no answer could be read, or a file or model is bad; 2 wrong options. An
+-- image is written only with status 0. Leaves out: batches.
 
 local ffi = require "ffi"
 local sz = require "segzero"

@@ -8,8 +8,8 @@
 --
 -- type: "bool" (true and false alone; as 1 and 0), "int64" (LuaJIT's int64_t, which wrap around as
 -- numpy's do), "float64", or "object" (an integer beyond 64 bits is among them: Python's own
--- numbers, doubles here). large: a number beyond 2^24, whose products doubles may not hold. Integers
--- decoded without number_arrays.token are "float64": the same as long as nothing is large.
+-- numbers, doubles here). large: a number beyond 2^24, whose products doubles may not hold.
+-- Integers decoded without number_arrays.token are "float64": the same as long as nothing is large.
 -- beyond: an integer is larger than every double, so that Python cannot make it a float.
 -- Doubles tell the difference of two integers near 10^25 only roughly: where the original divides
 -- by an exact 0 because the truth too holds such a number, this one may not.

@@ -1,6 +1,6 @@
 -- object_pairs.lua - how well each answered object agrees with each true one, 0 to 3: a point for
--- an IoU above 0.5, for a box whose sides are off by less than 10 pixels on average, and for a point
--- in its own box that is less than 30 pixels from the true one.
+-- an IoU above 0.5, for a box whose sides are off by less than 10 pixels on average, and for a
+-- point in its own box that is less than 30 pixels from the true one.
 --
 --   local scores = pairs.scores(answered, true_ones, space)
 --     both: {boxes =, points =}, of number_arrays.read; space: of seg_terms.space

@@ -8,9 +8,9 @@
  * A file that has the name of a command, such as plan, is run as ./plan.
  * The program links nothing of the core: LuaJIT opens libsegzero.so by path, so `-e ''` starts in
  * milliseconds. The parts are in runtime/host: paths.c, options.c, ranks.c, run.c, streams.c,
- * spawn.c (ranks without MPI), processors.c (limits on threads), passing.c (signals for ranks), interrupt.c (Ctrl-C and stops), compiled.c and exits.c (what they
- * need), message.c (errors), watchdog.c (time limits) and module.c (what scripts see as
- * "segzero.host").
+ * spawn.c (ranks without MPI), processors.c (limits on threads), passing.c (signals for ranks),
+ * interrupt.c (Ctrl-C and stops), compiled.c and exits.c (what they need), message.c (errors),
+ * watchdog.c (time limits) and module.c (what scripts see as "segzero.host").
  * Leaves out: Windows and macOS, script bytecode checks.
  */
 #include "host/host.h"
@@ -20,8 +20,8 @@
 #include <string.h>
 #include <unistd.h>
 
-/* Appends `list` to the search path on top of the stack, less the entries that depend on the current
- * folder. LUA_PATH often has such entries: `luarocks path` writes ./?.lua. */
+/* Appends `list` to the search path on top of the stack, less the entries that depend on the
+ * current folder. LUA_PATH often has such entries: `luarocks path` writes ./?.lua. */
 static void append_path(luaL_Buffer *b, const char *list)
 {
     while (*list) {
@@ -51,8 +51,8 @@ static void set_path(lua_State *L, const char *key, const char *first)
     lua_remove(L, -2);
 }
 
-/* Searches what came with segzero, then LuaJIT's own path, where lua-cjson is. The current folder is
- * not in it: a folder from elsewhere may hold a file that is named like one of these modules.
+/* Searches what came with segzero, then LuaJIT's own path, where lua-cjson is. The current folder
+ * is not in it: a folder from elsewhere may hold a file that is named like one of these modules.
  * lua/segzero/core/user_modules.lua finds a user's own modules. */
 static void set_paths(lua_State *L)
 {

@@ -118,8 +118,8 @@ void sz_tensor_pin(sz_tensor *t);
 int sz_tensor_alive(const sz_tensor *t);
 /* Borrowed. NULL with a message when the step has ended or the tensor is not on the CPU. */
 void *sz_tensor_data(sz_tensor *t);
-/* Gives every NaN of an f32 tensor on the CPU the same bits, for Lua: LuaJIT stores the type of every
- * other value in the bits of a NaN. 0, or -1 for another tensor. */
+/* Gives every NaN of an f32 tensor on the CPU the same bits, for Lua: LuaJIT stores the type of
+ * every other value in the bits of a NaN. 0, or -1 for another tensor. */
 int sz_tensor_plain_nans(sz_tensor *t);
 int sz_tensor_dtype(const sz_tensor *t);
 int sz_tensor_device(const sz_tensor *t);
@@ -208,9 +208,9 @@ int sz_random_normal_part_(sz_tensor *t, const sz_place *place, uint64_t seed, u
  * without it they are updated in place and rounded stochastically. */
 typedef struct sz_adamw sz_adamw;
 sz_adamw *sz_adamw_new(sz_tensor **params, int n, int moments, int masters);
-/* The same for a part of each parameter: elements [first[i], first[i] + count[i]), where first[i] is
- * a multiple of 512. It has state of these parts, as [count[i]], and updates them with the numbers
- * that the whole would get. */
+/* The same for a part of each parameter: elements [first[i], first[i] + count[i]), where first[i]
+ * is a multiple of 512. It has state of these parts, as [count[i]], and updates them with the
+ * numbers that the whole would get. */
 sz_adamw *sz_adamw_new_parts(sz_tensor **params, int n, int moments, int masters,
                              const int64_t *first, const int64_t *count, int offload);
 /* offload, for parameters on a device: what of the state is in host memory between updates, while
@@ -375,7 +375,8 @@ int sz_image_size(const char *path, int *width, int *height);
  * does and encodes it as PNG. */
 sz_job *sz_image_png_start(const char *path, const uint8_t *bytes, size_t n, sz_image *im,
                            int width, int height);
-/* The PNG of a job that ended well, borrowed until sz_job_free, and the size of the image before. */
+/* The PNG of a job that ended well, borrowed until sz_job_free, and the size of the image
+ * before. */
 const uint8_t *sz_image_png_of(sz_job *j, size_t *len, int *width, int *height);
 /* A mask, u8 [height, width], 1 inside and 0 outside; the rules are in runtime/io/image/mask.c.
  * Turned upright as an image. NULL with a message; freed by sz_mask_free. */
@@ -393,10 +394,11 @@ typedef struct sz_font sz_font;
  * NULL with a message; freed by sz_font_free. */
 sz_font *sz_font_open(const char *path);
 void sz_font_free(sz_font *f);
-/* Characters that f lacks are taken from `other`, which must live longer; or from its own fallback. */
+/* Characters that f lacks are taken from `other`, which must live longer; or from its own
+ * fallback. */
 void sz_font_fallback(sz_font *f, const sz_font *other);
-/* In pixels, of a line that is `size` pixels high: its width, and how far its base line is below its
- * top. Text is UTF-8, n bytes. */
+/* In pixels, of a line that is `size` pixels high: its width, and how far its base line is below
+ * its top. Text is UTF-8, n bytes. */
 double sz_font_width(const sz_font *f, const char *text, size_t n, double size);
 double sz_font_ascent(const sz_font *f, double size);
 /* Draws a line with its left end at x and its base line at y; what is outside of the image is left
@@ -406,9 +408,9 @@ int sz_font_draw(const sz_font *f, sz_image *im, double x, double y, double size
 
 /* ---- Parquet: rows of a mapped file; Lua puts nested values together ---- */
 typedef struct sz_parquet sz_parquet;
-/* A node of the schema, in preorder; node 0 is the root. type: 0 BOOLEAN, 1 INT32, 2 INT64, 3 INT96,
- * 4 FLOAT, 5 DOUBLE, 6 BYTE_ARRAY, 7 FIXED_LEN_BYTE_ARRAY, 8 a group of other nodes. repetition: 0
- * required, 1 optional, 2 repeated. */
+/* A node of the schema, in preorder; node 0 is the root. type: 0 BOOLEAN, 1 INT32, 2 INT64, 3
+ * INT96, 4 FLOAT, 5 DOUBLE, 6 BYTE_ARRAY, 7 FIXED_LEN_BYTE_ARRAY, 8 a group of other nodes.
+ * repetition: 0 required, 1 optional, 2 repeated. */
 typedef struct {
     const char *name; /* borrowed from the file */
     int type;

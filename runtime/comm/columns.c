@@ -1,10 +1,10 @@
-/* columns.c - columns to rows: each rank of a group has a range of columns of a matrix, and gets all
- * columns of a range of rows. A file stores rows together, so a rank then writes one range of bytes
- * in place of one for each row.
+/* columns.c - columns to rows: each rank of a group has a range of columns of a matrix, and gets
+ * all columns of a range of rows. A file stores rows together, so a rank then writes one range of
+ * bytes in place of one for each row.
  *
- * A part is elements skip .. skip + n of a rank's columns [rows, run]. Its whole rows are exchanged;
- * what the part has of a row before and after them stays where it is. All ranks have parts of the
- * same run, skip and n, and rank r's columns are the r-th of the whole.
+ * A part is elements skip .. skip + n of a rank's columns [rows, run]. Its whole rows are
+ * exchanged; what the part has of a row before and after them stays where it is. All ranks have
+ * parts of the same run, skip and n, and rank r's columns are the r-th of the whole.
  * Workspace: SZ_COMM_PIECE bytes, or a row for each rank if that is more.
  * Leaves out: devices that talk to each other (parts pass through host memory); files
  * (lua/segzero/formats/safetensors_write.lua).

@@ -78,10 +78,10 @@ int sz_comm_sum_gradient(sz_comm *c, sz_tensor *parameter);
 int sz_comm_sum_gradient_parts(sz_comm *c, sz_tensor **parameters, int n, const int64_t *bounds);
 /* The ranges of all ranks go to all. */
 int sz_comm_gather_parts(sz_comm *c, sz_tensor **tensors, int n, const int64_t *bounds);
-/* Each rank has elements skip .. skip + n of its columns [any, run] of a matrix, of which rank r has
- * the r-th. Of the part's whole rows each gets a range with all columns: *rows [count, size * run] on
- * the CPU, which the caller releases, and *first, the number of its first row; NULL where a rank has
- * none. The other elements, of the first and the last row, are not sent. */
+/* Each rank has elements skip .. skip + n of its columns [any, run] of a matrix, of which rank r
+ * has the r-th. Of the part's whole rows each gets a range with all columns: *rows [count, size *
+ * run] on the CPU, which the caller releases, and *first, the number of its first row; NULL where a
+ * rank has none. The other elements, of the first and the last row, are not sent. */
 int sz_comm_columns_to_rows(sz_comm *c, sz_tensor *part, int64_t run, int64_t skip,
                             sz_tensor **rows, int64_t *first);
 /* The sum of n numbers in host memory, summed in double precision. */

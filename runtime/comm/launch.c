@@ -2,8 +2,8 @@
  *
  * torchrun holds MASTER_PORT itself, so its processes meet at the next port. Without MASTER_ADDR,
  * those of srun meet at the first node of the step, at a port made of the step's number.
- * Sources: https://docs.pytorch.org/docs/stable/elastic/run.html (environment variables), the manual
- * of srun (output environment variables).
+ * Sources: https://docs.pytorch.org/docs/stable/elastic/run.html (environment variables), the
+ * manual of srun (output environment variables).
  */
 #define _GNU_SOURCE
 #include "comm/launch.h"

@@ -1,9 +1,9 @@
 /* mpi.c - the transport over MPI, a library of its own: libsegzero_mpi.so.
  *
  * Messages are MPI_Isend and MPI_Irecv with one tag; a long one is several of MPI's. Two more tags
- * are for ranks that ask whether others wait. The wait polls for all messages, so that it can end by
- * time, or when a process on this machine is gone: mpirun kills the others soon, and prints nothing
- * that names it. Nothing else of MPI is used but starting and ending.
+ * are for ranks that ask whether others wait. The wait polls for all messages, so that it can end
+ * by time, or when a process on this machine is gone: mpirun kills the others soon, and prints
+ * nothing that names it. Nothing else of MPI is used but starting and ending.
  * Source: the MPI 3.1 standard, chapters 3 and 8.
  */
 #define _GNU_SOURCE
@@ -73,7 +73,8 @@ static int reserve(int count)
 static int pieces(size_t bytes) { return (int)((bytes + LONGEST - 1) / LONGEST); }
 
 /* Starts all messages: those to receive first, so that none arrives unexpected. Returns the number
- * of requests so far, or -1 with a message; what was started then stays, for the end of the program. */
+ * of requests so far, or -1 with a message; what was started then stays, for the end of the
+ * program. */
 static int start(const sz_message *messages, int count, bool send, int used)
 {
     for (int i = 0; i < count; i++) {
@@ -168,9 +169,10 @@ static int first_gone(int count)
     return -1;
 }
 
-/* Several ranks see the loss of `lost`, and one line about it is enough: a rank waits as long as lower
- * ones may say it, and mpirun ends it meanwhile. mpirun takes more than half a second if it has lost
- * a host. Where no lower rank is left, mpirun ends the job itself, so there is no time to wait. */
+/* Several ranks see the loss of `lost`, and one line about it is enough: a rank waits as long as
+ * lower ones may say it, and mpirun ends it meanwhile. mpirun takes more than half a second if it
+ * has lost a host. Where no lower rank is left, mpirun ends the job itself, so there is no time to
+ * wait. */
 static void wait_for_end(int lost)
 {
     enum { EACH = 2000, MOST = 6000 }; /* milliseconds */

@@ -101,7 +101,8 @@ static bool find_shared(const sz_comm *c, const facts *all, int *a, int *b)
     return false;
 }
 
-/* Whether the ranks' devices can be joined; all ranks come to the same result. -1 with a message. */
+/* Whether the ranks' devices can be joined; all ranks come to the same result. -1 with a
+ * message. */
 static int can_join(const sz_comm *c, const facts *all)
 {
     char text[256];

@@ -7,8 +7,8 @@
  * The work goes in buckets, so that the workspace is bounded: a bucket is a list of segments, and a
  * segment is up to `most` elements of every rank's range of one tensor. All ranks compute the same
  * buckets. Small tensors share a bucket and a large one has several. Messages read and write the
- * tensors' own memory; what is on a device passes through the workspace, unless devices talk to each
- * other (nccl.c).
+ * tensors' own memory; what is on a device passes through the workspace, unless devices talk to
+ * each other (nccl.c).
  * Method: ZeRO, stage 2 (Rajbhandari et al. 2020).
  * Leaves out: who has which range (lua/segzero/train/shards.lua).
  */

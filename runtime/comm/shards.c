@@ -1,5 +1,5 @@
-/* shards.c - the collectives inside a forward and backward pass of a model that is split over ranks:
- * the ops tp_sum and tp_gather (ops/shards.c) call them with the handle of their group.
+/* shards.c - the collectives inside a forward and backward pass of a model that is split over
+ * ranks: the ops tp_sum and tp_gather (ops/shards.c) call them with the handle of their group.
  *
  * Tensors on a device pass through host memory, unless the devices talk to each other (nccl.c).
  * Leaves out: gradients, which are the ops'.

@@ -7,9 +7,10 @@
  *
  * A process that ends closes its sockets, so the others know at once, on any machine. A machine
  * that cannot be reached is noticed after 30 seconds (set_options in tcp_join.c), or by the time
- * limit of the exchange if that is shorter. Several ranks see the same loss: each waits for a moment
- * that is longer for higher ranks, so that one of them prints it and its ABORT ends the others.
- * An ABORT may come in the middle of a message, so the last bytes before the end of a stream count.
+ * limit of the exchange if that is shorter. Several ranks see the same loss: each waits for a
+ * moment that is longer for higher ranks, so that one of them prints it and its ABORT ends the
+ * others. An ABORT may come in the middle of a message, so the last bytes before the end of a
+ * stream count.
  * Leaves out: shared memory between the ranks of a machine.
  */
 #define _GNU_SOURCE

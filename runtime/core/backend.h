@@ -71,7 +71,8 @@ typedef struct {
                   int (*run)(void *context, int (*sample)(sz_tensor *logits)), void *context,
                   int32_t *token, float *logprob);
 
-    /* Host memory that copies read and write without the host (page-locked); NULL with a message. */
+    /* Host memory that copies read and write without the host (page-locked); NULL with a
+     * message. */
     void *(*allocate_host)(size_t bytes);
     void (*release_host)(void *p);
     /* Copies during the main work, in one of two lanes: to the device, SZ_LANE_UP, and from it,

@@ -2,8 +2,8 @@
  *
  * An x86-64 build has kernels for several kinds of processors; other builds, and those for one
  * processor alone (make ARCH=..., and the sanitizers'), have one kind. oneDNN, which computes the
- * large products, picks its own kernels in the same way; it is told not to go beyond a kind that the
- * user chose, unless DNNL_MAX_CPU_ISA has told it already.
+ * large products, picks its own kernels in the same way; it is told not to go beyond a kind that
+ * the user chose, unless DNNL_MAX_CPU_ISA has told it already.
  * Leaves out: AMX's products of complex numbers and fp16.
  */
 #include "processor.h"

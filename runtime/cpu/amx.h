@@ -1,10 +1,10 @@
 /* amx.h - the tile registers of AMX, for gemm_amx.c, packed_amx.c and attention_amx.h.
  *
  * A thread has eight tiles of 16 rows of 64 bytes. Its system must have allowed them
- * (core/processor.c), and sz_amx_begin must have told it their shape. A tile of the left operand has
- * the inner dimension along a row: 32 numbers of bf16, or 64 of 8 bits. A tile of the right operand
- * has one 32-bit word for each column in a row: two numbers of bf16, or four of 8 bits, that follow
- * each other along the inner dimension.
+ * (core/processor.c), and sz_amx_begin must have told it their shape. A tile of the left operand
+ * has the inner dimension along a row: 32 numbers of bf16, or 64 of 8 bits. A tile of the right
+ * operand has one 32-bit word for each column in a row: two numbers of bf16, or four of 8 bits,
+ * that follow each other along the inner dimension.
  * Leaves out: tiles of less than 16 rows. Smaller operands are padded with zeros.
  */
 #ifndef SZ_AMX_H

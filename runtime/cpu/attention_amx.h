@@ -3,8 +3,8 @@
  * The layout is that of attention_tile.h: a panel has 32 columns, its scores are [keys][32] and its
  * output [D][32], both f32. The scores are K Q: K's rows are left operands, and the queries are
  * packed as right ones. The output is V^T P: V is transposed into left operands when a tile of keys
- * is loaded, and the softmax writes P as right ones. Queries are not scaled; the softmax does it, so
- * that the products of the scores are exact. P is rounded to bf16, as in the reference.
+ * is loaded, and the softmax writes P as right ones. Queries are not scaled; the softmax does it,
+ * so that the products of the scores are exact. P is rounded to bf16, as in the reference.
  *
  * Compiled to nothing except for processors with AMX.
  * Leaves out: heads whose width is no multiple of 16, which use f32 vectors.
@@ -88,7 +88,8 @@ static inline void sz_amx_pack_values(uint16_t *to, const uint16_t *rows, int64_
 
 /* ---- products ---- */
 
-/* s [keys][32] = K Q of one panel, for keys up to the next multiple of 32. width: columns, 16 or 32.
+/* s [keys][32] = K Q of one panel, for keys up to the next multiple of 32. width: columns, 16 or
+ * 32.
  */
 static inline void sz_amx_scores(float *s, const uint16_t *k, const uint16_t *q, int64_t keys,
                                  int64_t width, int64_t dim)
@@ -194,9 +195,9 @@ static inline __m512i sz_amx_round_pairs(__m512 a, __m512 b)
     return _mm512_mask_blend_epi16(0xaaaaaaaa, low, high);
 }
 
-/* The softmax of 16 columns over some keys. s: their scores, in rows of a panel, to be multiplied by
- * scale. p: their tiles of weights, SZ_PANEL * SZ_AMX_INNER numbers apart; rows past the last key
- * are 0. Updates of each column:
+/* The softmax of 16 columns over some keys. s: their scores, in rows of a panel, to be multiplied
+ * by scale. p: their tiles of weights, SZ_PANEL * SZ_AMX_INNER numbers apart; rows past the last
+ * key are 0. Updates of each column:
  *
  *   max        log2 of what the exponentials are divided by, a whole number. So a weight's mantissa
  *              is the same whatever the maximum is, and it rounds in a decoding step as it does in

@@ -27,8 +27,8 @@ typedef struct {
     bool many_keys; /* they do not stay in the second-level cache */
 } backward_buffers;
 
-/* P and dS of the panel at column c from scores s and dP: s becomes exp(s - lse), ds becomes s * (ds -
- * delta); 0 where a column does not see a key. */
+/* P and dS of the panel at column c from scores s and dP: s becomes exp(s - lse), ds becomes s *
+ * (ds - delta); 0 where a column does not see a key. */
 static void panel_gradient(const backward_buffers *w, int64_t c, int64_t j0, int64_t keys,
                            int64_t width, bool masked)
 {
@@ -294,8 +294,8 @@ static void combine(const attention_plan *p, const range_ref *ref, int64_t group
 
 /* ---- the whole ---- */
 
-/* Length of a row of P: an odd number of vectors, so that a panel's rows are in different sets of the
- * first-level cache. */
+/* Length of a row of P: an odd number of vectors, so that a panel's rows are in different sets of
+ * the first-level cache. */
 static int64_t row_of_p(const attention_plan *p) { return sz_columns_most(&p->a) + 16; }
 
 /* Floats of a thread's buffers besides sz_columns. */

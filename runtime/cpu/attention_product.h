@@ -2,12 +2,13 @@
  * computes, it fetches what the thread reads next.
  *
  *     sz_tile(m, n, k, a, a_row, a_col, b, ldb, c, ldc, add, ahead)
- *                                       C[m x n] (+)= A[m x k] B[k x n]; add: SZ_SET, SZ_CHAIN, SZ_ADD
+ *                                       C[m x n] (+)= A[m x k] B[k x n]; add: SZ_SET, SZ_CHAIN,
+ *                                       SZ_ADD
  *
- * A has row stride a_row and column stride a_col, one of which is 1: so a transposed A costs nothing.
- * B and C are row-major. n is rounded up to a multiple of SZ_LANES: B and C must have that many
- * columns. Each element of C is one chain of multiply-adds in the order of k, whatever m and n are, so
- * a result does not depend on the other rows and columns of the call.
+ * A has row stride a_row and column stride a_col, one of which is 1: so a transposed A costs
+ * nothing. B and C are row-major. n is rounded up to a multiple of SZ_LANES: B and C must have that
+ * many columns. Each element of C is one chain of multiply-adds in the order of k, whatever m and n
+ * are, so a result does not depend on the other rows and columns of the call.
  * Leaves out: cache blocking (callers tile), packing, threads.
  */
 #ifndef SZ_ATTENTION_PRODUCT_H
@@ -138,8 +139,8 @@ static inline __attribute__((always_inline)) void sz_tile_block(
         for (int j = 0; j < vectors; j++) sz_vec_store(c + i * ldc + j * SZ_LANES, sum[i][j]);
 }
 
-/* The largest blocks as functions of their own: inlined among others, or for known strides, gcc keeps
- * addresses in vector registers and parts of B in memory. */
+/* The largest blocks as functions of their own: inlined among others, or for known strides, gcc
+ * keeps addresses in vector registers and parts of B in memory. */
 static __attribute__((noipa, unused)) void sz_tile_rows(int64_t k, const float *a, ptrdiff_t lda,
                                                         const float *b, ptrdiff_t ldb, float *c,
                                                         ptrdiff_t ldc, int add, sz_ahead *ahead)

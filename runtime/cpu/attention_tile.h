@@ -193,8 +193,8 @@ static inline void sz_columns_pack(sz_columns *b, int64_t n)
     sz_panels_pack(b->q, &(sz_column_rows){ b->rows, b->ld, 1, b->dim }, n, b->dim, 1);
 }
 
-/* Sets q to the queries in t's rows, whose heads share a group's keys: t[row + i, col + j * dim + d]
- * for i < rows, j < share. */
+/* Sets q to the queries in t's rows, whose heads share a group's keys: t[row + i, col + j * dim +
+ * d] for i < rows, j < share. */
 static inline void sz_columns_load(sz_columns *b, const sz_tensor *t, int64_t row, int64_t rows,
                                    int64_t col, int64_t share)
 {

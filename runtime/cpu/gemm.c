@@ -4,8 +4,8 @@
  * dnnl_sgemm (173 against 142 GFLOP/s at 711x384x128); for A B and A^T B dnnl_sgemm is as good or
  * better. bf16 without AVX512-BF16 or AMX runs at 50 GFLOP/s in oneDNN; converting the operands to
  * f32 first gives 150, so that is done there. With AMX products of bf16 go to gemm_amx.c. Our own
- * kernel is faster up to 16 rows, and up to 64 rows of bf16 at least (docs/speed.md). Primitives are
- * kept in a small table by shape: oneDNN's own cache costs 8 us a hit.
+ * kernel is faster up to 16 rows, and up to 64 rows of bf16 at least (docs/speed.md). Primitives
+ * are kept in a small table by shape: oneDNN's own cache costs 8 us a hit.
  * Leaves out: outputs other than f32.
  */
 #include "gemm.h"
@@ -84,9 +84,9 @@ static int dnnl_check(dnnl_status_t s, const char *what)
 }
 
 /* oneDNN 2.6 compiles kernels when it makes a primitive and when a kind of product runs first, and
- * crashes if it gets no memory for the code. So room for them is tried before. Of 93 runs of a small
- * recipe under limits of 170 to 262 MB (ulimit -v), 7 crashed with 1 MB tried, 2 with 4 MB, none
- * with 8 MB. 0, or -1 with a message. */
+ * crashes if it gets no memory for the code. So room for them is tried before. Of 93 runs of a
+ * small recipe under limits of 170 to 262 MB (ulimit -v), 7 crashed with 1 MB tried, 2 with 4 MB,
+ * none with 8 MB. 0, or -1 with a message. */
 static int check_room(void)
 {
     const size_t room = (size_t)16 << 20;

@@ -9,8 +9,8 @@
  * cut into pieces of at most DEPTH, so that the task's part of the right operand stays in the
  * second-level cache while panels pass by; the next panel is fetched meanwhile. Four tiles of sums
  * hold 32 x 32 results. Up to 16 columns (decoding) have tiles of just these. A sum runs over the
- * inner dimension in order and in f32, whatever m and n are, so an answer's numbers do not depend on
- * how many answers decode with it.
+ * inner dimension in order and in f32, whatever m and n are, so an answer's numbers do not depend
+ * on how many answers decode with it.
  *
  * Compiled to nothing except for processors with AMX.
  * Leaves out: f32.
@@ -67,7 +67,8 @@ static inline void load_tile(__m512i r[SZ_AMX_TILE], const operand *x, int64_t a
     if (x->inner_is_row != want_rows) sz_amx_transpose(r);
 }
 
-/* Columns from `first` on of the right operand as tiles: [columns / 32][k / 32][2][16 x 16 words]. */
+/* Columns from `first` on of the right operand as tiles: [columns / 32][k / 32][2][16 x 16
+ * words]. */
 static void pack_right(uint16_t *to, const operand *x, int64_t first, int64_t columns, int64_t k)
 {
     enum { SOME = 8 * SZ_AMX_TILE };
@@ -97,7 +98,8 @@ static void pack_narrow(uint16_t *to, const operand *x, int64_t first, int64_t w
     }
 }
 
-/* Rows from `first` on of the left operand, row by row: [rows][padded], from inner number `from` on.
+/* Rows from `first` on of the left operand, row by row: [rows][padded], from inner number `from`
+ * on.
  */
 static void pack_left(uint16_t *to, const operand *x, int64_t first, int64_t rows, int64_t from,
                       int64_t k)
@@ -201,7 +203,8 @@ static inline __attribute__((always_inline)) void step(const uint16_t *left, int
     _tile_dpbf16ps(3, 5, 7);
 }
 
-/* Rows of a panel that is needed next: they are fetched line by line while another is multiplied. */
+/* Rows of a panel that is needed next: they are fetched line by line while another is
+ * multiplied. */
 typedef struct {
     const char *line;
     int64_t ld;       /* bytes from row to row */

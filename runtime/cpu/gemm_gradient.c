@@ -1,11 +1,11 @@
-/* gemm_gradient.c - C [m, n] += A^T B, where the sum runs over many rows of A [k, m] and B [k, n]: the
- * gradient of a weight whose layer widens.
+/* gemm_gradient.c - C [m, n] += A^T B, where the sum runs over many rows of A [k, m] and B [k, n]:
+ * the gradient of a weight whose layer widens.
  *
- * oneDNN's kernel computes tall results slowly: 96 columns and 384 rows at two thirds of the rate of
- * 384 columns and 96 rows. Here blocks of ROWS x COLUMNS results are summed over DEPTH rows at a time.
- * The parts of A and B that meet are copied into panels, as wide as a tile of registers, while the
- * rows that come next are fetched. Threads own rows of C, so which thread computes an element does
- * not change it.
+ * oneDNN's kernel computes tall results slowly: 96 columns and 384 rows at two thirds of the rate
+ * of 384 columns and 96 rows. Here blocks of ROWS x COLUMNS results are summed over DEPTH rows at a
+ * time. The parts of A and B that meet are copied into panels, as wide as a tile of registers,
+ * while the rows that come next are fetched. Threads own rows of C, so which thread computes an
+ * element does not change it.
  * Leaves out: bf16, and n that is no multiple of SZ_LANES. Measurements: docs/speed.md.
  */
 #include "attention_product.h"
@@ -39,7 +39,8 @@ int64_t sz_gemm_gradient_workspace(int64_t m)
 }
 
 /* `rows` rows of `columns` elements as panels of `width` columns, `stride` floats apart. A row of a
- * panel is copied in whole vectors where the source has them; the next row overwrites the excess. */
+ * panel is copied in whole vectors where the source has them; the next row overwrites the
+ * excess. */
 static inline __attribute__((always_inline)) void pack(float *panels, const int width,
                                                        const int stride, const float *src,
                                                        int64_t ld, int64_t rows, int64_t columns)

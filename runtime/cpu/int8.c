@@ -60,10 +60,11 @@ enum {
     MAX_SUMS = 24 /* vectors of sums of a tile */
 };
 
-/* What is fetched while weights are multiplied: on Intel's processors the weights FETCH_BYTES further
- * on, elsewhere those of the next task. On Granite Rapids the first way reads memory at 16 GB/s and
- * the second at 13. The second was tuned on Zen 5, where the first has not been tried. With AVX2
- * more than FETCH_ROWS rows are limited by arithmetic, and the first way makes 8 rows 14 % slower. */
+/* What is fetched while weights are multiplied: on Intel's processors the weights FETCH_BYTES
+ * further on, elsewhere those of the next task. On Granite Rapids the first way reads memory at 16
+ * GB/s and the second at 13. The second was tuned on Zen 5, where the first has not been tried.
+ * With AVX2 more than FETCH_ROWS rows are limited by arithmetic, and the first way makes 8 rows 14
+ * % slower. */
 enum { FETCH_BYTES = 2048, FETCH_ROWS = VECTORS == 1 ? 1 << 30 : 3 };
 
 typedef uint32_t word_vec_any __attribute__((vector_size(4 * SZ_LANES), aligned(4), may_alias));
@@ -243,8 +244,8 @@ typedef struct {
     bool to_l2;
 } prefetcher;
 
-/* R vectors of weights times M rows of x: sums [R][M]. fetch: with the weights of `ahead` meanwhile.
- * M, R and fetch are constants where it is inlined. */
+/* R vectors of weights times M rows of x: sums [R][M]. fetch: with the weights of `ahead`
+ * meanwhile. M, R and fetch are constants where it is inlined. */
 static inline __attribute__((always_inline)) void tile(
     const int M, const int R, const bool fetch, int64_t words, int64_t groups,
     const uint8_t *const *w, const float *const *w_scale, const int32_t *x, const float *x_scale,

@@ -219,8 +219,8 @@ int sz_cpu_column_sum_(const sz_call *c)
     if (!sums) return -1;
     memset(sums, 0, (size_t)m * sizeof *sums);
 
-    /* Threads own columns, so the order of the sum over rows is fixed. A thread's columns are next to
-     * each other, so that it reads memory in order. */
+    /* Threads own columns, so the order of the sum over rows is fixed. A thread's columns are next
+     * to each other, so that it reads memory in order. */
     const int64_t blocks = (m + BLOCK - 1) / BLOCK;
     const int64_t parts = n * m > 32768 ? sz_min64(omp_get_max_threads(), blocks) : 1;
 #pragma omp parallel for schedule(static) if (parts > 1)

@@ -173,10 +173,11 @@ static inline __attribute__((always_inline)) void scale_all(const bool is_signed
         } \
     } while (0)
 
-/* Products of 256 columns. x: the tiles of 32 rows, of which the second half is left out if `halves`
- * is 1. w[i] has the tiles of the columns of 16 weight rows one after the other. Meanwhile the group
- * before is scaled, unless `before` is NULL: the tiles work by themselves, but only within the few
- * hundred instructions that the processor looks ahead. The new products may replace its own. */
+/* Products of 256 columns. x: the tiles of 32 rows, of which the second half is left out if
+ * `halves` is 1. w[i] has the tiles of the columns of 16 weight rows one after the other. Meanwhile
+ * the group before is scaled, unless `before` is NULL: the tiles work by themselves, but only
+ * within the few hundred instructions that the processor looks ahead. The new products may replace
+ * its own. */
 static inline __attribute__((always_inline)) void multiply(const bool is_signed, const int halves,
                                                            const int8_t *x,
                                                            const uint8_t *const w[2],
@@ -249,8 +250,8 @@ static void open_int8(panel_piece *p, const sz_call *c, int64_t panel)
     }
 }
 
-/* The signed bytes times the parts, a 16-bit number for each two of them: products of a low byte are
- * right in the low eight bits of the whole, and those of a high one if the low one is 0. */
+/* The signed bytes times the parts, a 16-bit number for each two of them: products of a low byte
+ * are right in the low eight bits of the whole, and those of a high one if the low one is 0. */
 static inline __m512i times_parts(__m512i bytes, __m512i parts)
 {
     const __m512i low = _mm512_mullo_epi16(bytes, parts);
@@ -314,9 +315,9 @@ static inline scaling scaling_of(const quantized_x *x, int64_t row, const panel_
     };
 }
 
-/* A piece's groups times rows first .. last - 1: whole blocks, or one without its second half. sums:
- * of these blocks. Each group is scaled while the next one is multiplied, and a block's last group
- * while the next block's first one is. */
+/* A piece's groups times rows first .. last - 1: whole blocks, or one without its second half.
+ * sums: of these blocks. Each group is scaled while the next one is multiplied, and a block's last
+ * group while the next block's first one is. */
 static inline __attribute__((always_inline)) void add_piece(const bool is_signed, const int halves,
                                                             const quantized_x *x, int64_t first,
                                                             int64_t last, const panel_piece *p,

@@ -1,4 +1,5 @@
-/* sample.c - picks one token per row of logits [rows, vocab] f32 (sampling/sample.c checks the call).
+/* sample.c - picks one token per row of logits [rows, vocab] f32 (sampling/sample.c checks the
+ * call).
  *
  * In the order of transformers' generate: banned tokens are excluded, repetition penalty (a seen
  * token's logit is multiplied by it if negative, otherwise divided), temperature, top-k (ties with

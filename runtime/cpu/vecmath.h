@@ -13,7 +13,8 @@
 #include "core/core.h"
 
 enum {
-    /* Elements that a kernel converts at once: 2 KiB a buffer; several fit the first-level cache. */
+    /* Elements that a kernel converts at once: 2 KiB a buffer; several fit the first-level
+     * cache. */
     SZ_BLOCK = 512,
     /* Elements below which waking the threads costs more than it saves. */
     SZ_PARALLEL_FROM = 32768

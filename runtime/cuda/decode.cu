@@ -7,9 +7,9 @@
  * sampled tokens and log-probabilities come back in one copy, for which the host waits on an event.
  *
  * Recording. A key fixes what a step launches: rows, sizes in the staging buffer, the rounded size
- * of attention's schedule, the addresses of the buffer, weights and caches, the blocks of the arena in use. The second
- * step with a key is captured from the stream into a CUDA graph, and later steps launch that
- * graph: the staged contents differ, the launches do not. This relies on
+ * of attention's schedule, the addresses of the buffer, weights and caches, the blocks of the arena
+ * in use. The second step with a key is captured from the stream into a CUDA graph, and later steps
+ * launch that graph: the staged contents differ, the launches do not. This relies on
  *   - the arena: while the same blocks are in use, tensors and workspace of the same sizes get the
  *     same addresses (chunks are never given back);
  *   - cuBLASLt: with the algorithm chosen and the workspace owned by gemm.cu, both set up by the

@@ -2,11 +2,11 @@
  * the cache of index tensors on the device.
  *
  * A process has one device and one stream of work. Of several ranks on a machine each takes the
- * device of its number among them, as far as CUDA_VISIBLE_DEVICES shows devices. Copies from the host go through a
- * ring of pinned chunks, so that the caller's memory is free when the call returns and the bus
- * runs at full speed. Index tensors, and the schedules that attention derives from segment tables,
- * are cached on the device by their content, so both are sent once in a step and not once in a
- * layer. stage.cu collects what a decode step takes from the host.
+ * device of its number among them, as far as CUDA_VISIBLE_DEVICES shows devices. Copies from the
+ * host go through a ring of pinned chunks, so that the caller's memory is free when the call
+ * returns and the bus runs at full speed. Index tensors, and the schedules that attention derives
+ * from segment tables, are cached on the device by their content, so both are sent once in a step
+ * and not once in a layer. stage.cu collects what a decode step takes from the host.
  * Leaves out: several devices; several streams; what the core does (arena, caching of blocks). */
 #include "links.cuh"
 #include "stage.cuh"

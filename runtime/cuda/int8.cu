@@ -163,8 +163,8 @@ extern "C" int sz_cuda_dequantize_int8(const sz_call *c)
     return sz_cuda_launched("dequantize_int8");
 }
 
-/* x in 8 bits: words [rows, groups, 2, 32] in the order given above, scale [groups, rows]. Rows past
- * the end of x are zeros. */
+/* x in 8 bits: words [rows, groups, 2, 32] in the order given above, scale [groups, rows]. Rows
+ * past the end of x are zeros. */
 struct quantized_rows {
     uint4 *word;
     float *scale;

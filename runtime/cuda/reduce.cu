@@ -1,7 +1,7 @@
 /* reduce.cu - sum, maximum and minimum over one dimension, and cross-entropy, on the device.
  *
- * x is seen as [outer, n, inner] around the dimension. With inner = 1 a block takes a row; otherwise
- * a thread takes a result and walks down the dimension, so that neighbouring threads load
+ * x is seen as [outer, n, inner] around the dimension. With inner = 1 a block takes a row;
+ * otherwise a thread takes a result and walks down the dimension, so that neighbouring threads load
  * neighbouring elements. The order of a sum depends on the shape alone.
  *
  * Leaves out: the sum of everything (elementwise.cu), softmax (rowwise.cu). The reference is

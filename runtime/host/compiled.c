@@ -6,8 +6,8 @@
  * stopped at once, and the handler of Ctrl-C calls the profiler's. The loop then goes on in the
  * interpreter, where the debug hook fires.
  *
- * The tests cost nothing that can be measured but in loops of a few machine instructions, which take
- * twice the time. So this is for scripts of a user's; the loops of our own scripts end.
+ * The tests cost nothing that can be measured but in loops of a few machine instructions, which
+ * take twice the time. So this is for scripts of a user's; the loops of our own scripts end.
  * Leaves out: a script that uses LuaJIT's profiler itself: what is compiled after its end has no
  * such tests, and a second Ctrl-C ends it.
  */

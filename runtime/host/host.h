@@ -33,7 +33,8 @@ int sz_paths_find(void);
 
 /* Installs the handler of Ctrl-C, which interrupts what runs in L. */
 void sz_interrupt_install(lua_State *L);
-/* Whether a script runs: a second Ctrl-C within two seconds ends it, whatever it did with the first. */
+/* Whether a script runs: a second Ctrl-C within two seconds ends it, whatever it did with the
+ * first. */
 void sz_interrupt_is_script(bool on);
 /* The core's sz_interrupt_set, which the handler calls too. */
 void sz_interrupt_set_core(void (*set)(int));
@@ -45,8 +46,8 @@ bool sz_interrupt_is_pending(void);
 /* Raises it from L; does not return. For the watchdog. */
 void sz_interrupt_raise(lua_State *L);
 
-/* A training run begins or ends: SIGINT and the those in `stopping` (interrupt.c) are noted meanwhile
- * and raise "interrupted!". The end also ends all holds. */
+/* A training run begins or ends: SIGINT and the those in `stopping` (interrupt.c) are noted
+ * meanwhile and raise "interrupted!". The end also ends all holds. */
 void sz_stop_arm(bool on);
 /* Begins or ends a hold, in which signals are noted and do not raise. Calls nest; without an armed
  * run they do nothing. */
@@ -56,9 +57,9 @@ int sz_stop_signal(void);
 /* The exit status for it, 128 + the signal, or 0. */
 int sz_stop_status(void);
 
-/* Prints "NAME: message" to stderr with control characters escaped; an interrupt is one line without
- * its place, and after SIGPIPE nothing is printed. Returns the exit status: `status`, or 128 + n for
- * an interrupt or a stop by signal n. */
+/* Prints "NAME: message" to stderr with control characters escaped; an interrupt is one line
+ * without its place, and after SIGPIPE nothing is printed. Returns the exit status: `status`, or
+ * 128 + n for an interrupt or a stop by signal n. */
 int sz_report(const char *name, const char *message, int status);
 
 /* lua_pcall with a traceback; Ctrl-C raises "interrupted!" meanwhile. Stack: a function and its
@@ -67,8 +68,8 @@ int sz_call_protected(lua_State *L, int nargs, int nresults);
 
 /* ---- compiled.c ---- */
 
-/* Turns LuaJIT's compiler off where its code is known to crash: on 64-bit ARM, a version from before
- * October 2023. `-e 'jit.on()'` turns it on. To be called once, on a new state. */
+/* Turns LuaJIT's compiler off where its code is known to crash: on 64-bit ARM, a version from
+ * before October 2023. `-e 'jit.on()'` turns it on. To be called once, on a new state. */
 void sz_compiled_choose(lua_State *L);
 /* What LuaJIT compiles from now on can be left. Calls after the first one do nothing. */
 void sz_compiled_prepare(lua_State *L);
@@ -84,8 +85,8 @@ void sz_exits_refuse(bool on);
 
 /* ---- message.c ---- */
 
-/* A lua_CFunction: an error's message -> what the user sees of it, with a traceback where the user's
- * own code failed. To be called as, or inside, a message handler. */
+/* A lua_CFunction: an error's message -> what the user sees of it, with a traceback where the
+ * user's own code failed. To be called as, or inside, a message handler. */
 int sz_explain(lua_State *L);
 
 /* ---- watchdog.c ---- */
@@ -108,8 +109,8 @@ double sz_limit_end(lua_State *L);
  * at the end. To be called before anything is opened. */
 void sz_streams_prepare(void);
 /* Writes the line "name: text" to stderr, with the control characters of text, except newline and
- * tab, as \\xNN. Up to 4096 bytes go out in one write, so that lines of several processes that share
- * a terminal or a log do not mix. Allocates nothing. */
+ * tab, as \\xNN. Up to 4096 bytes go out in one write, so that lines of several processes that
+ * share a terminal or a log do not mix. Allocates nothing. */
 void sz_print_error(const char *name, const char *text);
 
 /* ---- module.c ---- */
@@ -145,16 +146,16 @@ typedef struct {
 
 /* What this process may use, as it was at the first call. */
 const host_processors *sz_processors_find(void);
-/* Sets the number of OpenMP's threads and how they wait, where the user has not. To be called before
- * the core is opened. */
+/* Sets the number of OpenMP's threads and how they wait, where the user has not. To be called
+ * before the core is opened. */
 void sz_processors_set_environment(void);
 
 /* ---- ranks.c ---- */
 
 /* Whether a launcher started this process as one of several. */
 bool sz_ranks_launched(void);
-/* A rank's share of the processors, for the environment; --threads and the user's variables stay. To
- * be called before the core is opened. */
+/* A rank's share of the processors, for the environment; --threads and the user's variables stay.
+ * To be called before the core is opened. */
 void sz_ranks_set_threads(void);
 /* Runs o->ranks processes of this program and waits for them. False for 1 rank: this process is it.
  * Sets *status to the job's exit status. */
@@ -168,8 +169,8 @@ bool sz_ranks_restart(long ranks, int *status);
 
 /* ---- passing.c ---- */
 
-/* From now on the signals that stop a run are passed on: the first one as `first` (0: as it came), one
- * within two seconds of another as `second`. Those that are ignored stay so. */
+/* From now on the signals that stop a run are passed on: the first one as `first` (0: as it came),
+ * one within two seconds of another as `second`. Those that are ignored stay so. */
 void sz_pass_signals(int first, int second);
 /* To whom, as kill() takes it: a process, or - a process group. */
 void sz_pass_signals_to(pid_t process);

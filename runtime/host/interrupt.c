@@ -1,16 +1,17 @@
 /* interrupt.c - Ctrl-C, the signals that stop a training run, and the protected calls that they
  * interrupt.
  *
- * SIGINT arms a debug hook that raises "interrupted!" and sets the core's flag, which makes the next
- * op fail. Debug hooks do not fire inside loops that LuaJIT has compiled: compiled.c leaves those of
- * a user's script; rewards and hooks are not compiled, nor is what is typed into the REPL
+ * SIGINT arms a debug hook that raises "interrupted!" and sets the core's flag, which makes the
+ * next op fail. Debug hooks do not fire inside loops that LuaJIT has compiled: compiled.c leaves
+ * those of a user's script; rewards and hooks are not compiled, nor is what is typed into the REPL
  * (lua/segzero/repl/init.lua).
  *
  * While a run is armed (lua/segzero/core/stop.lua), the signals in `stopping` do the same, and the
  * first signal is noted, so that the run can save and say so. Inside a hold, such as an optimizer
  * step, a signal is noted only; the release at the end of the hold raises. A second signal within
- * two seconds ends the process at once, in a script also where the first one was answered: the script
- * may have caught the error and gone on. A signal that the parent ignores (nohup) stays ignored.
+ * two seconds ends the process at once, in a script also where the first one was answered: the
+ * script may have caught the error and gone on. A signal that the parent ignores (nohup) stays
+ * ignored.
  */
 #include "host.h"
 #include <pthread.h>
@@ -155,8 +156,8 @@ void sz_interrupt_install(lua_State *L)
 }
 
 /* ---- stopping a training run ---- */
-/* Batch systems warn a job of its end by SIGUSR1 or SIGUSR2 (Slurm's --signal, Grid Engine's -notify)
- * or SIGXCPU (a limit of processor time). */
+/* Batch systems warn a job of its end by SIGUSR1 or SIGUSR2 (Slurm's --signal, Grid Engine's
+ * -notify) or SIGXCPU (a limit of processor time). */
 static const int stopping[] = { SIGTERM, SIGHUP, SIGPIPE, SIGUSR1, SIGUSR2, SIGXCPU };
 enum { STOPPING = sizeof stopping / sizeof stopping[0] };
 

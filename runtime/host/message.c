@@ -1,10 +1,11 @@
 /* message.c - what a user sees of an error: a mistake is one line, a failing script shows its own
  * traceback, and an error inside segzero shows everything.
  *
- * A message may begin with a place, "FILE:LINE: ", of a function that runs. If the file is the user's, the traceback
- * shows the user's functions only. If it is ours, the message is meant for the user and the place is
- * removed, unless Lua itself raised it ("attempt to index ..."): that is a fault of segzero, whose
- * report needs the traceback. A place in another file, such as data.jsonl:7, belongs to the message.
+ * A message may begin with a place, "FILE:LINE: ", of a function that runs. If the file is the
+ * user's, the traceback shows the user's functions only. If it is ours, the message is meant for
+ * the user and the place is removed, unless Lua itself raised it ("attempt to index ..."): that is
+ * a fault of segzero, whose report needs the traceback. A place in another file, such as
+ * data.jsonl:7, belongs to the message.
  * Leaves out: values that are no text (interrupt.c).
  */
 #include "host.h"

@@ -14,8 +14,8 @@
  *                             what this process may use (processors.c)
  *     host.limit(seconds, left, what, answer), host.limit() -> seconds left
  *                             the time limit of a reward; see lua/segzero/reward/guard.lua
- *     host.start_ranks(n)     ends the program by running it again with --ranks n; nil if this process
- *                             cannot: it reads standard input, or a launcher started it
+ *     host.start_ranks(n)     ends the program by running it again with --ranks n; nil if this
+ *                             process cannot: it reads standard input, or a launcher started it
  *     host.explain(message) -> text
  *                             in a message handler: what the user sees of the error (message.c)
  *     host.fail(name, message, status)

@@ -1,18 +1,19 @@
 /* processors.c - how many processors this process may use, and how OpenMP's threads wait.
  *
- * The limits are the affinity mask (taskset, a launcher's binding, a container's cpuset) and the CPU
- * quota of the process's control group and of the groups above it:
+ * The limits are the affinity mask (taskset, a launcher's binding, a container's cpuset) and the
+ * CPU quota of the process's control group and of the groups above it:
  *
  *     version 2   <mount>/<group>/cpu.max             "150000 100000", or "max 100000"
  *     version 1   <mount>/<group>/cpu.cfs_quota_us    150000, or -1; and cpu.cfs_period_us
  *
  * In a container the mount may begin at the process's own group. Then the path of
- * /proc/self/cgroup is not below it, and the files at the mount itself count. A share of a processor
- * counts as one: a quota of 1.5 gives two threads.
+ * /proc/self/cgroup is not below it, and the files at the mount itself count. A share of a
+ * processor counts as one: a quota of 1.5 gives two threads.
  *
- * OpenMP reads the environment when the core is loaded, so all is settled before that. What the user
- * has set stays.
- * Leaves out: weights (cpu.shares), which limit nothing on an idle machine; limits that change later.
+ * OpenMP reads the environment when the core is loaded, so all is settled before that. What the
+ * user has set stays.
+ * Leaves out: weights (cpu.shares), which limit nothing on an idle machine; limits that change
+ * later.
  */
 #define _GNU_SOURCE
 #include "host.h"
@@ -168,9 +169,9 @@ static bool is_busy(const host_processors *p)
     return true;
 }
 
-/* How often a thread of OpenMP looks whether there is work before it sleeps: 1000 looks take 24 to 45
- * microseconds. libgomp's own 300,000 take milliseconds, which on a busy machine are taken from the
- * thread that it waits for (docs/speed.md). */
+/* How often a thread of OpenMP looks whether there is work before it sleeps: 1000 looks take 24 to
+ * 45 microseconds. libgomp's own 300,000 take milliseconds, which on a busy machine are taken from
+ * the thread that it waits for (docs/speed.md). */
 #define SPINS_ALONE "10000"
 #define SPINS_BUSY "0"
 

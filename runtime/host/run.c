@@ -59,8 +59,8 @@ int sz_run_module(lua_State *L, const char *module, const char *field)
     return report(L, status);
 }
 
-/* Sets `installed` to the file `name` of those that came with segzero. Returns whether there is one;
- * a name that begins with / or . is a path of the user's. */
+/* Sets `installed` to the file `name` of those that came with segzero. Returns whether there is
+ * one; a name that begins with / or . is a path of the user's. */
 static bool find_installed(const char *name, char *installed)
 {
     if (name[0] == '/' || name[0] == '.') return false;

@@ -3,7 +3,8 @@
  *
  * A program that is started with a closed stdout would give number 1 to the first file that it
  * opens, and print() would then write into that file.
- * Leaves out: text in UTF-8 that is no control character (lua/segzero/core/visible.lua is stricter).
+ * Leaves out: text in UTF-8 that is no control character (lua/segzero/core/visible.lua is
+ * stricter).
  */
 #include "host.h"
 #include <errno.h>

@@ -2,13 +2,13 @@
  *
  * A thread watches the clock while a limit is set. When it is over, the thread signals the main
  * thread, whose handler arms a debug hook. The hook raises "time limit reached!" until the caller
- * takes the limit away, because the code may catch the error. Hooks fire in interpreted Lua only, so
- * the caller keeps the code from being compiled (lua/segzero/reward/guard.lua).
+ * takes the limit away, because the code may catch the error. Hooks fire in interpreted Lua only,
+ * so the caller keeps the code from being compiled (lua/segzero/reward/guard.lua).
  *
- * Lua's pattern matching may take exponential time in C, where no hook fires. It holds no memory and
- * no lock while it matches, so the handler raises from inside it. Ctrl-C is answered in the same way
- * there. Other C code cannot be left: the thread waits a while, says which answer it was, and ends
- * the process.
+ * Lua's pattern matching may take exponential time in C, where no hook fires. It holds no memory
+ * and no lock while it matches, so the handler raises from inside it. Ctrl-C is answered in the
+ * same way there. Other C code cannot be left: the thread waits a while, says which answer it was,
+ * and ends the process.
  * Leaves out: several limits at a time, limits outside the main thread.
  */
 #include "host.h"
@@ -93,8 +93,8 @@ static void limit_hook(lua_State *L, lua_Debug *ar)
     raise_limit(L, 0);
 }
 
-/* Whether the main state is inside one of the matching functions. In a coroutine it is not: then its
- * innermost function is coroutine.resume. */
+/* Whether the main state is inside one of the matching functions. In a coroutine it is not: then
+ * its innermost function is coroutine.resume. */
 static bool is_matching(void)
 {
     lua_Debug ar;
@@ -120,7 +120,8 @@ static void on_limit(int sig)
     }
     if (now < end) return;
 
-    /* A hook of an earlier signal waits: the main thread is in C code, and its stack can be read. */
+    /* A hook of an earlier signal waits: the main thread is in C code, and its stack can be
+     * read. */
     if (lua_gethook(main_state) == limit_hook) {
         if (now - hook_time < MATCHING_MS * MS || !is_matching()) return;
         hook_time = now;

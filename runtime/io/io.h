@@ -13,8 +13,8 @@
  * names the path and the reason. */
 uint8_t *sz_io_read(const char *path, size_t max, size_t *len);
 
-/* Gives back the resident pages around a range of a map, which begins at `map` and has `size` bytes.
- * They stay in the page cache. */
+/* Gives back the resident pages around a range of a map, which begins at `map` and has `size`
+ * bytes. They stay in the page cache. */
 void sz_io_forget(const uint8_t *map, size_t size, const uint8_t *from, size_t len);
 
 /* Makes the names in the folder of `path` durable: 0, or -1 with a message. A folder that cannot be

@@ -1,5 +1,6 @@
-/* lines.c - files of text lines that grow, such as metrics.jsonl, and standard output. Lines are written whole: if the
- * disk is full in the middle of one, the file is cut back to where it ended before.
+/* lines.c - files of text lines that grow, such as metrics.jsonl, and standard output. Lines are
+ * written whole: if the disk is full in the middle of one, the file is cut back to where it ended
+ * before.
  *
  * Each call is one write(2), so nothing waits in a buffer when the process is killed.
  * Leaves out: syncing to the disk (checkpoints do), what the lines mean.

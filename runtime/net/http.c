@@ -1,8 +1,9 @@
-/* http.c - HTTP transfers in parallel by libcurl: bodies into memory, or into a file from an offset.
+/* http.c - HTTP transfers in parallel by libcurl: bodies into memory, or into a file from an
+ * offset.
  *
- * libcurl is opened at the first request, because loading it and its libraries takes longer than the
- * rest of the program's start. Proxies (https_proxy, no_proxy) are libcurl's own. Redirects are not
- * followed: the caller decides what a request to another host may carry.
+ * libcurl is opened at the first request, because loading it and its libraries takes longer than
+ * the rest of the program's start. Proxies (https_proxy, no_proxy) are libcurl's own. Redirects are
+ * not followed: the caller decides what a request to another host may carry.
  * Leaves out: what requests mean, retries, redirects (lua/segzero/hub).
  */
 #define _GNU_SOURCE

@@ -158,7 +158,8 @@ static int64_t thread_buffers(const sz_call *c)
     return omp_get_max_threads() * ((128 << 10) + 3072 * head_dim);
 }
 
-/* In backward also P and dS of a tile of keys, and the sums of keys that several threads work on. */
+/* In backward also P and dS of a tile of keys, and the sums of keys that several threads work
+ * on. */
 static int64_t backward_buffers(const sz_call *c, int64_t keys)
 {
     const int64_t kv_heads = (int64_t)c->args[1];

@@ -106,7 +106,8 @@ sz_tensor *sz_adamw_part(const sz_adamw *o, int i, sz_tensor *whole)
 
 static bool is_empty(const sz_adamw *o, int i) { return o->count && o->count[i] == 0; }
 
-/* State k of a parameter or part: moments and scales are 0, a master is a copy. NULL with a message. */
+/* State k of a parameter or part: moments and scales are 0, a master is a copy. NULL with a
+ * message. */
 static sz_tensor *state_new(int k, sz_tensor *p, int moments, bool away)
 {
     const int device = away ? SZ_CPU : p->device;

@@ -1,5 +1,5 @@
-/* optim_offload.c - AdamW of parameters on a device whose moments or masters are in page-locked host
- * memory, and on the device only while they are updated.
+/* optim_offload.c - AdamW of parameters on a device whose moments or masters are in page-locked
+ * host memory, and on the device only while they are updated.
  *
  * The state goes through a few slots on the device in pieces of at most PIECE elements. While a
  * piece is updated, the next one is on its way up and the one before on its way down:

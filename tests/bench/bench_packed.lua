@@ -1,5 +1,5 @@
--- bench_packed.lua - linear layers with weights in bf16, 8 and 4 bits, at the widths of the 3B release
--- and its vision tower.
+-- bench_packed.lua - linear layers with weights in bf16, 8 and 4 bits, at the widths of the 3B
+-- release and its vision tower.
 --
 --   ./segzero tests/bench/bench_packed.lua [threads=1] [clock=cpu] [only=int8] [rows=16] [best=10]
 --

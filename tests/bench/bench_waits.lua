@@ -4,11 +4,11 @@
 --   ./segzero tests/bench/bench_waits.lua [spins=0,1000,10000,300000] [busy=0,2] [threads=N]
 --       [rounds=3] [threads_1=yes]
 --
--- spins are values of GOMP_SPINCOUNT; busy is the number of competing `yes` programs. Each round runs
--- all pairs one after the other, so a change of the machine's speed meets all of them alike. threads_1
--- adds a run with one thread and no competitor: the scaling.
--- Prints one line a pair: the median over the rounds of each phase's milliseconds. A round's figure is
--- the median of several repetitions. The phases:
+-- spins are values of GOMP_SPINCOUNT; busy is the number of competing `yes` programs. Each round
+-- runs all pairs one after the other, so a change of the machine's speed meets all of them alike.
+-- threads_1 adds a run with one thread and no competitor: the scaling.
+-- Prints one line a pair: the median over the rounds of each phase's milliseconds. A round's figure
+-- is the median of several repetitions. The phases:
 --   tiny decode     8 answers of 32 tokens of the embedded model: thousands of short parallel loops
 --   tiny forward    its forward pass over an image
 --   products        [512, 1024] x [1024, 4096], eight of them

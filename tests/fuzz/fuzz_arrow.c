@@ -1,5 +1,5 @@
-/* fuzz_arrow.c - what Arrow's reader has in C: compressed buffers. The first bytes say the codec and
- * how many bytes are promised; the rest is packed.
+/* fuzz_arrow.c - what Arrow's reader has in C: compressed buffers. The first bytes say the codec
+ * and how many bytes are promised; the rest is packed.
  * Leaves out: the format itself, which Lua reads (mutate.lua).
  */
 #include "fuzz.h"

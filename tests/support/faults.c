@@ -7,9 +7,9 @@
  *
  * Kinds: FAULT_ALLOC memory that the core and the image libraries ask for (not LuaJIT, oneDNN,
  * OpenMP or the C library itself, whose memory is not ours to check); FAULT_WRITE bytes written to
- * files: write, pwrite, fwrite, fflush, fclose, ftruncate, fsync; half of the first failing write is done;
- * FAULT_NAME changes of folders: rename, mkdir, unlink, rmdir, files made by open and fopen.
- * Standard output and error never fail. Leaves out: reads, mmap.
+ * files: write, pwrite, fwrite, fflush, fclose, ftruncate, fsync; half of the first failing write
+ * is done; FAULT_NAME changes of folders: rename, mkdir, unlink, rmdir, files made by open and
+ * fopen. Standard output and error never fail. Leaves out: reads, mmap.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -247,8 +247,8 @@ int rmdir(const char *path)
     return REAL(rmdir)(path);
 }
 
-/* open and open64 differ in a flag that 64-bit systems do not have. mode: read only where a file may
- * be made. */
+/* open and open64 differ in a flag that 64-bit systems do not have. mode: read only where a file
+ * may be made. */
 #define OPEN(name) \
     int name(const char *path, int flags, ...) \
     { \

@@ -17,11 +17,11 @@
 --   hub_server.sum(bytes, is_blob), hub_server.etag(name, bytes), hub_server.COMMIT
 --
 -- A repository: folder and files {name -> bytes}, or one of them; refs {revision -> commit} besides
--- main; token = one that may read it; gated = true. Large files (by their endings) have their SHA-256
--- as ETag and lead to the other origin; the others have git's sum.
+-- main; token = one that may read it; gated = true. Large files (by their endings) have their
+-- SHA-256 as ETag and lead to the other origin; the others have git's sum.
 --
--- faults: a text -> what happens to the first, second, ... request whose line "METHOD /path" contains
--- it; of the other origin "CDN METHOD /path". An empty table: nothing. Else one of
+-- faults: a text -> what happens to the first, second, ... request whose line "METHOD /path"
+-- contains it; of the other origin "CDN METHOD /path". An empty table: nothing. Else one of
 --   status =, headers =, body =   this answer           stall = true     none
 --   cut = bytes of the body, then the connection ends   part = bytes, and then nothing more
 --   slow = seconds before the body                      flip = true      a wrong byte

@@ -1,7 +1,7 @@
 -- offload_update.lua - one process of tests/unit/test_offload.lua: the optimizer's state and a
--- model's weights in host memory against those on the device. Every kind of state must give the same
--- bits after several updates, and the model the same log-probabilities, also after an upload that
--- failed. Prints "ok N" with the number of elements that were compared.
+-- model's weights in host memory against those on the device. Every kind of state must give the
+-- same bits after several updates, and the model the same log-probabilities, also after an upload
+-- that failed. Prints "ok N" with the number of elements that were compared.
 
 local ffi = require "ffi"
 local mini = require "tests.support.miniature"

@@ -1,8 +1,8 @@
--- op_cases_shards.lua - the cases of the rows for a model that is split over ranks. A call's form is
--- described in op_cases.lua, which merges these: require("tests.support.op_cases_shards")(cases).
--- The collectives run on one rank, where they change nothing, not even tp_sum_ its input; several
--- ranks are for tests/system/test_ranks.lua. Left out: handles of groups, which the reference
--- kernels have not.
+-- op_cases_shards.lua - the cases of the rows for a model that is split over ranks. A call's form
+-- is described in op_cases.lua, which merges these:
+-- require("tests.support.op_cases_shards")(cases). The collectives run on one rank, where they
+-- change nothing, not even tp_sum_ its input; several ranks are for tests/system/test_ranks.lua.
+-- Left out: handles of groups, which the reference kernels have not.
 
 -- Rows of the table, ids, width; the first row of the part, rows of the whole table.
 local PARTS = {

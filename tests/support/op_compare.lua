@@ -23,7 +23,8 @@ local TOLERANCE = {
   bf16 = { relative = 2 ^ -7, scaled = 2 ^ -8 },
   -- Attention rounds probabilities to bf16 before they are summed, as flash attention does, so a
   -- row that sees few keys is off by 2^-9 of values of size one, and the tensor's root mean square
-  -- is less (`terms` below); logprob_backward rounds the gradient of the logits before its products.
+  -- is less (`terms` below); logprob_backward rounds the gradient of the logits before its
+  -- products.
   bf16_sums = { relative = 2 ^ -7, scaled = 2 ^ -6 },
   -- Central differences of fourth order with step h: h^4 leaves 1e-6, rounding of f32 outputs 6e-8
   -- / h = 2e-6, times the number of outputs that one input reaches.
@@ -46,8 +47,8 @@ local CODES = { relative = 0, scaled = 0, absolute = 1 }
 -- On a device a whole tensor is judged as well: the root of its summed squared differences, in
 -- parts of the root of the expected one's summed squares. Where bf16 is further from the reference
 -- kernels than this, it is compared with the exact numbers, and may be off by half as much again as
--- the reference kernels in bf16 are, as in less_exact(): a small remainder of large terms (a gradient
--- through attention over nine keys) is off by 5 % by the rounding of those terms alone.
+-- the reference kernels in bf16 are, as in less_exact(): a small remainder of large terms (a
+-- gradient through attention over nine keys) is off by 5 % by the rounding of those terms alone.
 local APART = { f32 = 1e-4, bf16 = 1e-2 }
 
 local TINY = 1e-37          -- below it nothing counts

@@ -105,7 +105,8 @@ local FIRST = 1e-5
 local LATER = 1e-4
 
 -- What a difference is measured against. The norms of parts belong to one gradient, so theirs is
--- measured against the whole: 1.4e-4 of the tower's norm was seen where that is 4.8e-5 of the whole.
+-- measured against the whole: 1.4e-4 of the tower's norm was seen where that is 4.8e-5 of the
+-- whole.
 local function scale_of(record, key)
   if key:find "^grad_norm/" then return math.max(1, record.grad_norm) end
   return math.max(1, math.abs(record[key]))

@@ -1,15 +1,15 @@
--- split_files_ranks.lua - one rank of tests/system/test_split_files.lua: training states that are the
--- same on any split, saved and resumed.
+-- split_files_ranks.lua - one rank of tests/system/test_split_files.lua: training states that are
+-- the same on any split, saved and resumed.
 --
 --   split_files_ranks.lua save FOLDER KIND...     FOLDER/KIND_D_T/global_step_2 and, for f32,
 --                                                 FOLDER/model_D_T by model:save, for every D
 --                                                 replicas of T shards of this job's ranks
---   split_files_ranks.lua resume FOLDER KIND...   reads KIND_D_T of other splits and saves what it read
---                                                 to KIND_D_T_to_D_T
+--   split_files_ranks.lua resume FOLDER KIND...   reads KIND_D_T of other splits and saves what it
+--                                                 read to KIND_D_T_to_D_T
 --   split_files_ranks.lua fail FOLDER             the last shard cannot write
 --   split_files_ranks.lua blocked FOLDER          a folder has the name of the file
---   split_files_ranks.lua break FOLDER N          of a second checkpoint the N-th exchange of the last
---                                                 shard fails
+--   split_files_ranks.lua break FOLDER N          of a second checkpoint the N-th exchange of the
+--                                                 last shard fails
 --   split_files_ranks.lua full FOLDER             the last shard cannot write the second checkpoint
 --   split_files_ranks.lua columns                 exchanges columns for rows; N: rows that came
 --

@@ -1,7 +1,8 @@
 -- split_model.lua - the part of a model that one rank of a group has, cut out of a whole model in
 -- memory, and what the parts must have in common with it.
 --
---   local part = split.model(whole, group, device)   group: of core/ranks.lua; whole keeps its weights
+--   local part = split.model(whole, group, device)   group: of core/ranks.lua; whole keeps its
+--                                                    weights
 --   split.adapters(whole, part)                  the same of the whole model's LoRA
 --   split.slice(w, t) -> tensor                  this rank's slice of a whole tensor (a copy)
 --   split.weights(part) -> {[name] = {index, dim (from 0, or nil), first, count, copies, copy}}

@@ -3,9 +3,9 @@
 --
 --   mpirun -n 4 ./segzero tests/support/split_ranks.lua KIND[:cuda] FOLDER...
 --
--- KIND: plain, lora, frozen, bf16, int8, int4, generate; with :cuda the split model is on that device.
--- Prints "ok N" with the number of values and gradients that were compared, and fails at the first
--- wrong one. What all shards have must have the same bits.
+-- KIND: plain, lora, frozen, bf16, int8, int4, generate; with :cuda the split model is on that
+-- device. Prints "ok N" with the number of values and gradients that were compared, and fails at
+-- the first wrong one. What all shards have must have the same bits.
 
 local sz = require "segzero"
 local mini = require "tests.support.miniature"

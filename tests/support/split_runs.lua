@@ -2,8 +2,8 @@
 --
 --   local folders = split_runs.folders(place)     a Qwen2.5-VL and a Qwen2-VL, 4 heads, 2 key-value
 --                                                 heads: four shards have two copies of each
---   local folder = split_runs.wide(place)         8 heads of 128, MLP of 1024: four shards have whole
---                                                 groups of 8-bit columns
+--   local folder = split_runs.wide(place)         8 heads of 128, MLP of 1024: four shards have
+--                                                 whole groups of 8-bit columns
 --   split_runs.run("name", 2, { kind, folder }, env)    a case: split_ranks.lua on 2 ranks
 --
 -- Left out: what the ranks compare (split_ranks.lua).

@@ -115,7 +115,8 @@ check.case("both conventions for ReasonSeg's ignored regions", function()
     check.equal(first.id, "c_3", "the first row")
     union[convention] = first.union
   end
-  -- All of this row's ignored square of 21 x 21 pixels is in the union of the one and not the other.
+  -- All of this row's ignored square of 21 x 21 pixels is in the union of the one and not the
+  -- other.
   check.equal(union.target - union.left_out, 21 * 21, "pixels")
 end)
 

@@ -1,7 +1,7 @@
 -- test_cpu_kinds.lua - the CPU kernels of each kind of processor (SEGZERO_CPU): the products,
--- attention and optimizer against the reference kernels, 8-bit products with the same integers, rows
--- of products that do not depend on the other rows, what oneDNN is limited to, and what the program
--- says of kinds that it cannot take.
+-- attention and optimizer against the reference kernels, 8-bit products with the same integers,
+-- rows of products that do not depend on the other rows, what oneDNN is limited to, and what the
+-- program says of kinds that it cannot take.
 -- Leaves out: the other ops. SEGZERO_CPU=kind ./segzero tests/unit/test_ops.lua runs all.
 
 local ffi = require "ffi"

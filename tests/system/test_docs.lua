@@ -6,15 +6,15 @@
 -- All pages share one new clone with nothing in runs/, in the order of README's table, so a command
 -- may use what one before it left. Fenced blocks are run:
 --   ```sh       by sh -e; recipes get settings that make them small
---   ```lua      by ./segzero. A block that starts with the comment "-- NAME.lua: ..." is saved under
---               that name first.
+--   ```lua      by ./segzero. A block that starts with the comment "-- NAME.lua: ..." is saved
+--               under that name first.
 --   ```repl     the lines after "> " and "...> " are typed at the prompt; the rest is its output
 -- What cannot be run here has a line above it, in the block's comment sign:
 --   # Not run by the tests: why
 -- It holds for the next command, or for the whole block if it is the block's first line. The test
--- counts these marks: a new one changes MARKS below. `make run` runs the recipe, `make help` is run,
--- other goals of make are looked up. Real weights and data are stand-ins: what USERS_FILES says, and
--- names on the hub are those of a server on loopback.
+-- counts these marks: a new one changes MARKS below. `make run` runs the recipe, `make help` is
+-- run, other goals of make are looked up. Real weights and data are stand-ins: what USERS_FILES
+-- says, and names on the hub are those of a server on loopback.
 -- Indented blocks are output, and a command in one is a failure. No table has two rows of one name.
 -- Leaves out: whether the output is what the page says.
 

@@ -1,5 +1,5 @@
--- test_hub_programs.lua - programs that name models and data sets on the hub, from an empty cache to
--- their result, against a server on loopback (tests/support/hub_server.lua).
+-- test_hub_programs.lua - programs that name models and data sets on the hub, from an empty cache
+-- to their result, against a server on loopback (tests/support/hub_server.lua).
 --
 -- Leaves out: what goes wrong on the way (test_hub.lua).
 

@@ -1,5 +1,5 @@
--- test_interrupts.lua - one Ctrl-C ends a script, also in a loop that LuaJIT has compiled; exit() in
--- the middle of a run is no success.
+-- test_interrupts.lua - one Ctrl-C ends a script, also in a loop that LuaJIT has compiled; exit()
+-- in the middle of a run is no success.
 --
 -- Each case is a program of its own, with a script as a user writes it.
 -- Leaves out: stops of a training run (test_stops.lua), rewards under a limit (test_guard.lua).

@@ -60,8 +60,9 @@ check.case("170 steps: no allocation, no growth", function()
     live[170] / 2 ^ 20, rss[170] / 2 ^ 20))
 end)
 
--- Finalizers free what earlier cases left, and their own objects go in a later pass: the bytes count
--- once they have stayed the same for three passes. Compiled code may hold a model, so it goes first.
+-- Finalizers free what earlier cases left, and their own objects go in a later pass: the bytes
+-- count once they have stayed the same for three passes. Compiled code may hold a model, so it goes
+-- first.
 local function live_after_collection()
   jit.flush()
   local live

@@ -1,5 +1,5 @@
--- test_rank_faults.lua - several ranks of which one fails: a collective, or a write of its part of a
--- checkpoint, or what rank 0 does alone. Every rank ends within a bounded time with one line, and
+-- test_rank_faults.lua - several ranks of which one fails: a collective, or a write of its part of
+-- a checkpoint, or what rank 0 does alone. Every rank ends within a bounded time with one line, and
 -- older checkpoints stay whole.
 --
 -- Needs Open MPI. Left out: several machines; failing rewards and signals (test_ranks.lua).

@@ -199,8 +199,8 @@ for _, case in ipairs(PLACES) do
 end
 
 -- ---- training ----
--- Replicas and shards on devices against one process on the CPU: step 1 is the same, and the sampler
--- agrees with the trainer.
+-- Replicas and shards on devices against one process on the CPU: step 1 is the same, and the
+-- sampler agrees with the trainer.
 check.case("training of replicas and of shards on devices", function()
   local settings = { "trainer.max_steps=1", "data.val_files=None", "trainer.save_freq=-1" }
   local function loss_of(name)

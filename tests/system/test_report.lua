@@ -1,6 +1,6 @@
 -- test_report.lua - `segzero report`, and the page that a run writes while it goes: the JSON in the
--- page read back, texts that try to be HTML, several runs, a resumed run, damaged lines, and what is
--- chosen of long runs. The data set is a folder of its own, because only its rows carry hostile
+-- page read back, texts that try to be HTML, several runs, a resumed run, damaged lines, and what
+-- is chosen of long runs. The data set is a folder of its own, because only its rows carry hostile
 -- texts. How the page looks is not tested here: that takes a browser.
 
 local cjson = require "cjson"

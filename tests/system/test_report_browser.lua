@@ -1,6 +1,6 @@
 -- test_report_browser.lua - the page of `segzero report` in headless Chromium: no message on the
--- console, nothing wider than the page at 1280 and at 400 pixels, sliders and tooltip that work, and
--- hostile texts that stay texts. The runs are files that are written here, without training.
+-- console, nothing wider than the page at 1280 and at 400 pixels, sliders and tooltip that work,
+-- and hostile texts that stay texts. The runs are files that are written here, without training.
 -- Lacking Chromium (Debian's package chromium) it is skipped. Leaves out: how the page looks, dark
 -- colours.
 

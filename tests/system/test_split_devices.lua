@@ -1,6 +1,6 @@
--- test_split_devices.lua - a model that is split over the devices of two ranks computes what the whole
--- one computes on the CPU: logits, every gradient, sampled tokens. Messages go from device to device
--- by NCCL, where decode steps are recorded, and through host memory, where they are not.
+-- test_split_devices.lua - a model that is split over the devices of two ranks computes what the
+-- whole one computes on the CPU: logits, every gradient, sampled tokens. Messages go from device to
+-- device by NCCL, where decode steps are recorded, and through host memory, where they are not.
 --
 -- Devices and NCCL are emulated (tests/cuda_emulator). Needs Open MPI. Left out: more shards and
 -- kinds (test_split_model.lua).

@@ -1,5 +1,5 @@
--- test_split_files.lua - checkpoints and model folders of D replicas of T shards: the bytes that one
--- process writes, and read back on every other split.
+-- test_split_files.lua - checkpoints and model folders of D replicas of T shards: the bytes that
+-- one process writes, and read back on every other split.
 --
 -- Each rank (tests/support/split_files_ranks.lua) makes the same updates on its parts. Needs Open
 -- MPI. Left out: several machines; training steps.

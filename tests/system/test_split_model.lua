@@ -1,6 +1,6 @@
 -- test_split_model.lua - a model that is split over ranks (tensor parallel) computes what the whole
--- one computes: logits, log-probabilities, every gradient, sampled tokens; in bf16, with adapters, a
--- frozen tower, 8 bits; with fewer key-value heads than shards; Qwen2.5-VL and Qwen2-VL.
+-- one computes: logits, log-probabilities, every gradient, sampled tokens; in bf16, with adapters,
+-- a frozen tower, 8 bits; with fewer key-value heads than shards; Qwen2.5-VL and Qwen2-VL.
 --
 -- Needs Open MPI. Each rank (tests/support/split_ranks.lua) has the whole model, too, and compares.
 -- Left out: devices (test_split_devices.lua), training (test_split_training.lua).

@@ -66,8 +66,8 @@ for _, kind in ipairs(KINDS) do
   end)
 end
 
--- The emulator is slow: one step of two prompts. Messages go from device to device, and then through
--- host memory between two ranks that share a device.
+-- The emulator is slow: one step of two prompts. Messages go from device to device, and then
+-- through host memory between two ranks that share a device.
 check.case("two shards on emulated devices", function()
   if not runs.device_available() then return end
   local kind = { "trainer.max_steps=1", "data.val_files=None", "data.rollout_batch_size=2",

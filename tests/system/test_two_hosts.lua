@@ -1,6 +1,6 @@
--- test_two_hosts.lua - ranks on two hosts, of which one is cut off in the middle of a run: every rank
--- ends within the time limit, one line on each side names the host that is missing, and the run goes
--- on from its last checkpoint with the ranks of the other host.
+-- test_two_hosts.lua - ranks on two hosts, of which one is cut off in the middle of a run: every
+-- rank ends within the time limit, one line on each side names the host that is missing, and the
+-- run goes on from its last checkpoint with the ranks of the other host.
 --
 -- The hosts are network namespaces, so this needs root; mpirun's case needs Open MPI too.
 -- Left out: machines with different processors or file systems.

@@ -1,5 +1,5 @@
--- test_vision_reasoner.lua - recipes/vision_reasoner_grpo.lua: its defaults, its prompt, one step on
--- rows with lists of objects, and the data that it refuses.
+-- test_vision_reasoner.lua - recipes/vision_reasoner_grpo.lua: its defaults, its prompt, one step
+-- on rows with lists of objects, and the data that it refuses.
 --
 --   ./segzero tests/system/test_vision_reasoner.lua
 

@@ -1,8 +1,8 @@
 -- test_zero.lua - several ranks, of which each keeps a part of the optimizer's state: the same bits
 -- as with whole copies, and the same checkpoints, which resume on any number of ranks.
 --
--- Needs Open MPI. Left out: several machines, GPUs; failures (test_rank_faults.lua); collectives and
--- training in general (test_ranks.lua).
+-- Needs Open MPI. Left out: several machines, GPUs; failures (test_rank_faults.lua); collectives
+-- and training in general (test_ranks.lua).
 
 local check = require "tests.support.check"
 local mini = require "tests.support.miniature"
@@ -82,7 +82,8 @@ local function train(count, name, settings)
   runs.train(count, name, list)
 end
 
--- Prints what rank 0 sent in step 2, and what the parts of gradients and weights are, which are f32.
+-- Prints what rank 0 sent in step 2, and what the parts of gradients and weights are, which are
+-- f32.
 local COUNTING = [[
   local ranks = require "segzero.core.ranks"
   local before

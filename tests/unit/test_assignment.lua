@@ -1,5 +1,5 @@
--- test_assignment.lua - lua/segzero/core/assignment.lua against every permutation of small matrices,
--- by a certificate for large ones, and its time.
+-- test_assignment.lua - lua/segzero/core/assignment.lua against every permutation of small
+-- matrices, by a certificate for large ones, and its time.
 --
 --   ./segzero tests/unit/test_assignment.lua
 
@@ -79,7 +79,8 @@ check.case("no rows or no columns", function()
   check.equal(total, 0, "sum without columns")
 end)
 
--- A hidden matching of cost 0 among costs of 1 to 3 is found: the worst case of a wrong greedy rule.
+-- A hidden matching of cost 0 among costs of 1 to 3 is found: the worst case of a wrong greedy
+-- rule.
 check.case("a hidden perfect matching of 120 objects, fast", function()
   local n = 120
   local started = os.clock()

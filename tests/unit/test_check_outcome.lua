@@ -61,7 +61,8 @@ check.case("the second check is the first one's outcome", function()
   check.equal(checked(folder, { depends = "" }), false, "without a text of what it depends on")
 end)
 
--- A folder of refer without a split in its name, and one of ReasonSeg, whose training has all texts.
+-- A folder of refer without a split in its name, and one of ReasonSeg, whose training has all
+-- texts.
 check.case("a set's outcome is not that of other rows of its files", function()
   local sources = require "segzero.data.sources"
   for _, name in ipairs { "refer_seg/refcocog", "ReasonSeg/train" } do

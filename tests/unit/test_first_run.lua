@@ -47,8 +47,8 @@ local function full_ones(texts)
   return list
 end
 
--- What the reasoning of a scene's answers says: the list of shapes from left to right, and the place
--- of each object.
+-- What the reasoning of a scene's answers says: the list of shapes from left to right, and the
+-- place of each object.
 local function true_reasoning(scene)
   local order = {}
   for i, o in ipairs(scene.objects) do order[i] = o end

@@ -1,8 +1,8 @@
 -- test_model_family.lua - a model family of a script's own: registered from outside the library, it
 -- samples, trains, is planned for, is saved and resumed, is evaluated, and runs through the recipe.
 --
--- The toy is one attention layer without positions, written with tensor ops: tied embeddings, a linear
--- layer for image patches, a cache of one layer. It has only what the contract in
+-- The toy is one attention layer without positions, written with tensor ops: tied embeddings, a
+-- linear layer for image patches, a cache of one layer. It has only what the contract in
 -- lua/segzero/models/README.md asks for, so the test also says what is enough.
 
 local cjson = require "cjson"

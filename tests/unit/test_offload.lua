@@ -1,5 +1,5 @@
--- test_offload.lua - weights and optimizer state that wait in page-locked host memory: the same bits
--- as on the device, whatever the order in which the device's streams run.
+-- test_offload.lua - weights and optimizer state that wait in page-locked host memory: the same
+-- bits as on the device, whatever the order in which the device's streams run.
 --
 --   ./segzero tests/unit/test_offload.lua
 --

@@ -270,9 +270,9 @@ local function check_gradient(op, call, i, fast, plain, exact, label)
   -- is compared with. On a device bf16 rounds the terms themselves, so the error goes with them and
   -- a tenth is; and where the reference kernels' own error is as large, what counts is the distance
   -- from the exact numbers.
-  -- Attention with AMX rounds the softmax's weights, too. Its gradients subtract the sum over a head
-  -- of output times gradient, and the error of that sum grows with the square root of the head's
-  -- width. With a tenth for all widths 3 of 14 seeds failed, the worst by two thirds.
+  -- Attention with AMX rounds the softmax's weights, too. Its gradients subtract the sum over a
+  -- head of output times gradient, and the error of that sum grows with the square root of the
+  -- head's width. With a tenth for all widths 3 of 14 seeds failed, the worst by two thirds.
   local rounds = ON_DEVICE or (WITH_AMX and call.rounded_terms)
   local rounds_terms = rounds and dtype == "bf16"
   local terms = 0.01

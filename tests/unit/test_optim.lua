@@ -1,6 +1,6 @@
--- test_optim.lua - AdamW in little memory: what 8-bit and bf16 moments, no masters and bf16 gradients
--- cost in accuracy; that stochastic rounding is right on average; that state of another kind is
--- refused; the norms of the gradient.
+-- test_optim.lua - AdamW in little memory: what 8-bit and bf16 moments, no masters and bf16
+-- gradients cost in accuracy; that stochastic rounding is right on average; that state of another
+-- kind is refused; the norms of the gradient.
 -- Leaves out: resuming bit for bit (test_train.lua), the kernel against the reference kernel
 -- (test_ops.lua).
 
@@ -71,9 +71,9 @@ check.case("AdamW in f32", function()
   check.ok(plain[STEPS] < 0.1 * plain[1], "the miniature learns")
 end)
 
--- loss: the largest difference from the f32 run's at any step. apart: see above. Each is about three
--- times what is measured, because the draws of rounding differ with every change of the order of
--- sums. bf16 weights differ through the forward pass, with masters or without.
+-- loss: the largest difference from the f32 run's at any step. apart: see above. Each is about
+-- three times what is measured, because the draws of rounding differ with every change of the order
+-- of sums. bf16 weights differ through the forward pass, with masters or without.
 local KINDS = {
   {
     name = "bf16 moments", dtype = "f32", options = { state_dtype = "bf16" },
@@ -122,9 +122,9 @@ check.case("steps far below bf16's rounding error", function()
   end
   local mean = 0
   for _, v in ipairs(p:totable()) do mean = mean + v / N end
-  -- With equal gradients every step is lr. Below 1 the numbers of bf16 are 2^-8 apart, so an element
-  -- has moved by one of them with a chance of 0.13, and the mean's standard deviation is 2e-5; the
-  -- tolerance is five of these.
+  -- With equal gradients every step is lr. Below 1 the numbers of bf16 are 2^-8 apart, so an
+  -- element has moved by one of them with a chance of 0.13, and the mean's standard deviation is
+  -- 2e-5; the tolerance is five of these.
   check.near({ mean }, { 1 - 50 * TINY }, 1e-4, "50 steps of 1e-5")
 end)
 

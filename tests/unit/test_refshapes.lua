@@ -3,8 +3,8 @@
 --   ./segzero tests/unit/test_refshapes.lua
 --
 -- Sentences are checked by an independent reader (below): it parses the text and looks for the
--- object in the pixels (boxes and areas of masks), without knowing how the sentence was made. Points
--- are checked against a search over all pairs of pixels.
+-- object in the pixels (boxes and areas of masks), without knowing how the sentence was made.
+-- Points are checked against a search over all pairs of pixels.
 -- Left out: how images look.
 
 local bit = require "bit"

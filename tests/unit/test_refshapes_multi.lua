@@ -1,6 +1,6 @@
 -- test_refshapes_multi.lua - RefShapes with any number of objects in a question
--- (data/refshapes/several.lua), checked against the scene; the data source refshapes_multi; lists in
--- the reward mask_iou and in drawings.
+-- (data/refshapes/several.lua), checked against the scene; the data source refshapes_multi; lists
+-- in the reward mask_iou and in drawings.
 --
 --   ./segzero tests/unit/test_refshapes_multi.lua
 

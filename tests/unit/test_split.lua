@@ -3,8 +3,8 @@
 --
 --   ./segzero tests/unit/test_split.lua
 --
--- The miniature model has 4 heads and 2 key-value heads, so that four shards repeat these. Left out:
--- shards in processes of their own; what they compute (test_split_model.lua).
+-- The miniature model has 4 heads and 2 key-value heads, so that four shards repeat these. Left
+-- out: shards in processes of their own; what they compute (test_split_model.lua).
 
 local ffi = require "ffi"
 local cjson = require "cjson"

@@ -141,7 +141,8 @@ function M.embedded(path)
   return core.root .. "/" .. path
 end
 
--- The path of a model in models/tiny, as examples name it, from any folder; other paths as they are.
+-- The path of a model in models/tiny, as examples name it, from any folder; other paths as they
+-- are.
 function M.shipped(path)
   if not path:find "^models/tiny/" or M.exists(path) then return path end
   local installed = core.root .. "/" .. path

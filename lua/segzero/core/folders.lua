@@ -14,8 +14,8 @@
 --   folders.check(path, name)    refuses a path that cannot be a new folder; name: of the setting
 --   folders.check_free(path, name, cure)   refuses also one that holds anything; the error ends
 --                                          with the text `cure`
---   folders.check_writable(path, name)   makes the folder and a file in it, and removes what it made: a
---                                program that writes at its end finds out at its beginning
+--   folders.check_writable(path, name)   makes the folder and a file in it, and removes what it
+--                                made: a program that writes at its end finds out at its beginning
 --   folders.claim(path, mark, text, name) -> {path = the folder, wanted =, made = {folders}}
 --   folders.cancel(claimed)      removes the mark and the folders that claim() made, if empty
 --

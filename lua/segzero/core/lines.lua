@@ -7,8 +7,9 @@
 --                                    of them or nothing
 --   f:close()
 --
--- Nothing is buffered: a line is in the file when write() returns. A write that fails, also for lack
--- of space, is an error with the path and the reason, and the file still ends with a whole line.
+-- Nothing is buffered: a line is in the file when write() returns. A write that fails, also for
+-- lack of space, is an error with the path and the reason, and the file still ends with a whole
+-- line.
 -- Leaves out: reading, syncing to the disk.
 
 local core = require "segzero.core.ffi"

@@ -7,8 +7,9 @@
 --   local ok, ... = stop.try(f, ...)  pcall(f, ...) inside run(). Afterwards a hold is on, so that
 --                                     the caller can save
 --   stop.hold()  ...  stop.release()  signals in between are noted and raise at the release. The
---                                     outermost hold() raises if one has come already. An error in a
---                                     hold needs no release: the end of the outermost run() ends it
+--                                     outermost hold() raises if one has come already. An error in
+--                                     a hold needs no release: the end of the outermost run() ends
+--                                     it
 --   local ok, ... = stop.lifted(f, ...)   pcall(f, ...) inside a hold, which is lifted meanwhile:
 --                                     signals raise in f and nowhere else
 --   stop.check()                      raises if a signal has come and its error was swallowed

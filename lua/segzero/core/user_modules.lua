@@ -2,18 +2,19 @@
 -- names, such as a reward, in the script's folder, in the current folder, then where relative
 -- entries of LUA_PATH say.
 --
---   user_modules.look_beside(path)     from now on also in the folder of this file, before the others.
---                                      A module of that name from another such folder is loaded anew,
---                                      so two rewards may each have a "helper" of their own
+--   user_modules.look_beside(path)     from now on also in the folder of this file, before the
+--                                      others. A module of that name from another such folder is
+--                                      loaded anew, so two rewards may each have a "helper" of
+--                                      their own
 --   user_modules.paths() -> list       the files of the modules that were found in these folders
 --   user_modules.forget() -> restore   the next require reads these modules again; restore() puts
 --                                      the old ones back
 --
 -- Requiring it adds a package loader; the host program does so before it runs anything. The loader
--- comes after all others, so a module of segzero or of an installed package always wins. A name that
--- segzero or a package may use (RESERVED) is never searched there, even if the package is missing:
--- a model or data folder from elsewhere may hold files of such names, and its code must not run
--- because a program was started in that folder.
+-- comes after all others, so a module of segzero or of an installed package always wins. A name
+-- that segzero or a package may use (RESERVED) is never searched there, even if the package is
+-- missing: a model or data folder from elsewhere may hold files of such names, and its code must
+-- not run because a program was started in that folder.
 -- Leaves out: C modules (set package.cpath).
 
 local RESERVED = {}

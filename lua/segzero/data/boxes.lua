@@ -1,5 +1,5 @@
--- boxes.lua - areas and overlaps of boxes {x0, y0, x1, y1} that reach from corner to corner, without
--- the last pixels, as VisionReasoner counts them.
+-- boxes.lua - areas and overlaps of boxes {x0, y0, x1, y1} that reach from corner to corner,
+-- without the last pixels, as VisionReasoner counts them.
 --
 --   boxes.area(box)     boxes.iou(a, b) -> 0 to 1
 --

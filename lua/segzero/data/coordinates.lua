@@ -1,12 +1,14 @@
 -- coordinates.lua - the two frames of a row: the one its solution is in, and the one that the model
 -- answers in. frame.lua says what a frame is and converts.
 --
---   coordinates.locate(row, frames)          frames: of frame.settings. Sets row.solution_frame, and
---                                            keeps the solution as stored in row.stored_solution
+--   coordinates.locate(row, frames)          frames: of frame.settings. Sets row.solution_frame,
+--                                            and keeps the solution as stored in
+--                                            row.stored_solution
 --   coordinates.place(row, frames, seen)     the same, and row.answer_frame and row.frame; from now
 --                                            on row.solution is in the frame of answers. seen: the
 --                                            size of the image as the model sees it
---   coordinates.seen(input, img)             that size; input: what policy:process(img ...) returned
+--   coordinates.seen(input, img)             that size; input: what policy:process(img ...)
+--                                            returned
 --   coordinates.resized(img, frames, made)   the image that goes to the model, and whether it is a
 --                                            new one for the caller to free; made: one that was
 --                                            resized ahead of time (data/prefetch.lua), or nil
@@ -15,8 +17,8 @@
 --   coordinates.to_image(row, found)         a parsed answer in the image's pixels
 --   coordinates.sentence(frames, set, policy)   what a run says at its start
 --
--- A data source may state row.solution_frame itself, or row.frame; a setting other than "auto" wins.
--- Rows on which place() was not called count in row.frame (rows.lua).
+-- A data source may state row.solution_frame itself, or row.frame; a setting other than "auto"
+-- wins. Rows on which place() was not called count in row.frame (rows.lua).
 -- Leaves out: reading solutions (truth.lua).
 
 local core = require "segzero.core.ffi"

@@ -34,8 +34,8 @@ local function make_row(set, i)
   return { made = ok, row = row }
 end
 
--- The path or the bytes of an image; nil if the row has to make it. A fault is left to who takes the
--- row.
+-- The path or the bytes of an image; nil if the row has to make it. A fault is left to who takes
+-- the row.
 local function stored_image(set, i)
   if not set.image then return nil end
   local ok, source = pcall(set.image, set, i)

@@ -11,7 +11,8 @@
 --
 -- The sentences are joined without spaces and the single-object example has single quotes (so it is
 -- not JSON): both are part of what released checkpoints were trained on. A chat template puts the
--- image before this text; VisionReasoner's training has one "\n" between the two, which the style has.
+-- image before this text; VisionReasoner's training has one "\n" between the two, which the style
+-- has.
 --
 -- Leaves out: the chat template (processor.lua), reading answers (answer.lua).
 

@@ -9,14 +9,14 @@
 -- the row has a field of that name. Until the row is given to a model, `frame` is the frame of the
 -- solution: the image's own pixels, unless the source states another one.
 --
--- mask(empty) and ignore_mask(empty) make u8 [height, width] that the caller frees; with empty = true
--- a mask with nothing inside is no error. ignore_mask: pixels that are neither right nor wrong, as
--- ReasonSeg's "ignore" polygons and COCO's crowds; they do not belong to `mask`. What they count as is
--- the evaluation's choice (evaluation/target.lua).
+-- mask(empty) and ignore_mask(empty) make u8 [height, width] that the caller frees; with empty =
+-- true a mask with nothing inside is no error. ignore_mask: pixels that are neither right nor
+-- wrong, as ReasonSeg's "ignore" polygons and COCO's crowds; they do not belong to `mask`. What
+-- they count as is the evaluation's choice (evaluation/target.lua).
 --
---   rows.mask_maker(where, value, options)    such a function for a value of formats/mask.lua, or nil
---                                             for nil. where begins its errors; options: {folder =,
---                                             width =, height =}
+--   rows.mask_maker(where, value, options)    such a function for a value of formats/mask.lua, or
+--                                             nil for nil. where begins its errors; options:
+--                                             {folder =, width =, height =}
 -- Leaves out: reading files (jsonl/source.lua), the frame of answers (coordinates.lua).
 
 local core = require "segzero.core.ffi"

@@ -51,7 +51,8 @@ local function read(path)
   return rows, task, parts
 end
 
--- Files that segzero wrote must be all the parts of one evaluation. parts: as shared_folder.outputs.
+-- Files that segzero wrote must be all the parts of one evaluation. parts: as
+-- shared_folder.outputs.
 local function check_parts(parts, path)
   local number
   local found = {}

@@ -19,8 +19,8 @@
 --                                                 the stored rows are the columns)
 --   image.size(path) -> w, h                      the same size
 --   image.load_mask(path) -> u8 tensor [h, w]     1 inside, 0 outside; anything but 0 in the file
---                                                 is inside. The rules for palettes, alpha and lossy
---                                                 files are in runtime/io/image/mask.c
+--                                                 is inside. The rules for palettes, alpha and
+--                                                 lossy files are in runtime/io/image/mask.c
 --   image.decode(bytes [, name])                  the same of a file's bytes: a string. `name`
 --   image.decode_info(bytes [, name])             stands for the path in messages; default
 --   image.decode_mask(bytes [, name])             "image bytes"

@@ -5,10 +5,11 @@
 --
 -- Where the tensors are whole ones of which this rank has parts (parts.lua), several ranks write
 -- one file, and the bytes are those that one rank would write. later, a list of files
--- (jobs.writing), is needed then. The first rank makes the file (writing:share); with opts.part each
--- rank, also that one, writes its own parts. opts.columns: what writes divided columns
+-- (jobs.writing), is needed then. The first rank makes the file (writing:share); with opts.part
+-- each rank, also that one, writes its own parts. opts.columns: what writes divided columns
 -- (models/columns.lua).
--- Leaves out: reading; the order in which ranks do this (models/split.lua, train/run/checkpoint.lua).
+-- Leaves out: reading; the order in which ranks do this (models/split.lua,
+-- train/run/checkpoint.lua).
 
 local ffi = require "ffi"
 local cjson = require "cjson"

@@ -7,8 +7,8 @@
 --
 -- call is one call of generate (generate.lua): vl, opts, settings, stops, cache, stats. Tokens and
 -- log-probabilities are appended to the answers; those that end get a finish.
--- An answer with fewer tokens than min_new_tokens (or a prompt with it than min_length) gets no stop
--- token: transformers gives those -inf, too.
+-- An answer with fewer tokens than min_new_tokens (or a prompt with it than min_length) gets no
+-- stop token: transformers gives those -inf, too.
 -- A model that is split over shards samples on the first one, and all get its tokens.
 -- The random number of a token depends on (seed, row id, answer number, position) only.
 

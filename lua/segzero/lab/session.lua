@@ -3,8 +3,8 @@
 --   session.use(vl)                 a model that is open, or the name of one: a folder, a run, a
 --                                   hub name; nil: the embedded one
 --   session.use(vl, sam)            and a SAM2 model: open, or its path; false: none
---   session.model(value) -> model   for one call: as above, but nil is the model of session.use; one
---                                   that was opened by name is kept until the next one
+--   session.model(value) -> model   for one call: as above, but nil is the model of session.use;
+--                                   one that was opened by name is kept until the next one
 --   session.segmenter(policy) -> of inference/segmenter.lua, or nil. Without a SAM2 of session.use
 --                                   the embedded one, if the policy is the embedded one, too
 --   session.rows(policy) -> data set      ten rows of RefShapes in the size of the policy's images

@@ -54,8 +54,8 @@ function M.times(spent, phases)
   return "  time: " .. table.concat(parts, ", ")
 end
 
--- Prints a line at once; control characters in it are shown (core/visible.lua). Recipes and settings
--- use it for what they tell the user. A line that cannot be written is an error.
+-- Prints a line at once; control characters in it are shown (core/visible.lua). Recipes and
+-- settings use it for what they tell the user. A line that cannot be written is an error.
 function M.say(text)
   text = visible.text(text) .. "\n"
   core.call(core.C.sz_print(text, #text))

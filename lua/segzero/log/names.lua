@@ -10,8 +10,9 @@
 -- t: the record of a step or of an evaluation (loggers.lua). config: the run's settings, or nil.
 -- A name of veRL's stands for the very number that veRL computes, or it is left out:
 -- timing_s/old_log_prob (the sampler's log-probabilities are used), timing_s/adv (not timed),
--- timing_s/save_checkpoint (written in the background). mfu/actor alone is our own number: veRL counts
--- a prompt once for each answer and divides by a data sheet's rate (train/figures/utilisation.lua).
+-- timing_s/save_checkpoint (written in the background). mfu/actor alone is our own number: veRL
+-- counts a prompt once for each answer and divides by a data sheet's rate
+-- (train/figures/utilisation.lua).
 
 local M = {}
 

@@ -1,4 +1,5 @@
--- progress.lua - a quiet line now and then from work inside a step or an evaluation that takes long.
+-- progress.lua - a quiet line now and then from work inside a step or an evaluation that takes
+-- long.
 --
 --   local tick = progress.new(t, "step 12", total, "prompts answered")      t: a trainer
 --   tick(done)        at most every 30 seconds: "  step 12: 5/16 prompts answered, 1:20 left"

@@ -7,8 +7,9 @@
 --                                         them afterwards, even if f fails. f may call it again.
 --                                         Not inside a step: the weights would belong to its arena
 --
--- All weights go over the bus once in a call. The host does not wait for the copies; what f gives the
--- device does. Leaves out: models in 8 bits (their layout is the device's), one layer at a time.
+-- All weights go over the bus once in a call. The host does not wait for the copies; what f gives
+-- the device does. Leaves out: models in 8 bits (their layout is the device's), one layer at a
+-- time.
 
 local core = require "segzero.core.ffi"
 local handle = require "segzero.core.tensor.handle"

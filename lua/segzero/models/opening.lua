@@ -7,8 +7,8 @@
 --                                              device alone; reads config.json only
 --   opening.processor(dir)                     the model's image processor before it is loaded, or
 --                                              nil if its family has none without loading
---   opening.check_split(dir, count)            an error unless dir's model can be split over `count`
---                                              ranks; reads config.json only
+--   opening.check_split(dir, count)            an error unless dir's model can be split over
+--                                              `count` ranks; reads config.json only
 --   opts = opening.check("qwen_vl", path, opts, OPTIONS, {"bf16", "f32"}, level)
 --   opening.missing(dir)                       the error's text for a folder without config.json
 --   opening.resolve(name, level, how)          a path: the name itself, or the folder of a name on

@@ -4,9 +4,9 @@
 --   random_weights.empty(model, w)            zeros of weight w's shape, in the model's dtype
 --   random_weights.place(model, w, t)         gives weight w the tensor t; frees t
 --
--- The numbers of a weight depend on the seed and its index only; a shard of a split model gets those
--- of its slice. repeated: copies one block of 16 million numbers again and again, because drawing
--- billions takes the CPU minutes.
+-- The numbers of a weight depend on the seed and its index only; a shard of a split model gets
+-- those of its slice. repeated: copies one block of 16 million numbers again and again, because
+-- drawing billions takes the CPU minutes.
 
 local core = require "segzero.core.ffi"
 local parts = require "segzero.formats.parts"

@@ -8,14 +8,15 @@
 --   check(opts)                   raises what load would say of the options and the device alone
 --   meta(dir, dtype, shards) -> policy
 --                                 the same without memory behind the weights, for counting
---                                 (plan.lua); only families that can be trained as a policy have it.
---                                 shards: {count =, index =} of a shard of a split model, or nil
+--                                 (plan.lua); only families that can be trained as a policy have
+--                                 it. shards: {count =, index =} of a shard of a split model, or
+--                                 nil
 --   random(json, opts) -> object  random weights from a config table
 --   processor(dir) -> object      its image processor, from the folder's small files alone; without
 --                                 one, evaluation learns from the loaded model what size it sees
 --   splits                        true: load takes shards, the ranks that a model is split over
---   answer_frame                  what its answers count in: "model" (the size it sees, the default)
---                                 or a size such as "1000" (data/frame.lua)
+--   answer_frame                  what its answers count in: "model" (the size it sees, the
+--                                 default) or a size such as "1000" (data/frame.lua)
 --   help                          one line
 -- What an object has to do is the contract in README.md. sz.model(dir) picks the family
 -- (opening.lua).

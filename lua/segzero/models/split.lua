@@ -16,8 +16,8 @@
 --       opts.part and opts.columns of safetensors_write.lua. What fails on one shard is an error on
 --       all
 --
--- full: the whole weight's shape; slice: parts.lua's, nil: whole; copies, copy: how many shards have
--- the same slice, and which of them this is. Leaves out: loading (weights.lua), checkpoints of
+-- full: the whole weight's shape; slice: parts.lua's, nil: whole; copies, copy: how many shards
+-- have the same slice, and which of them this is. Leaves out: loading (weights.lua), checkpoints of
 -- training (train/run/checkpoint.lua).
 
 local columns = require "segzero.models.columns"

@@ -232,8 +232,8 @@ end
 
 -- folder: of safetensors.open_folder; it is closed. rename(name): the file's name to the model's.
 -- Files, index and tensors are all checked before the first tensor is made. Weights of model.dtype
--- are used where they are mapped, slices of rows too; slices of columns are copied, and other dtypes
--- converted, one by one.
+-- are used where they are mapped, slices of rows too; slices of columns are copied, and other
+-- dtypes converted, one by one.
 function M.load(model, folder, rename, stray)
   local problems = folder.problems
   local ok, why = pcall(function()

@@ -6,8 +6,8 @@
 --   b:insert "text"             b:set("text", cursor or nil: the end)
 --   b:move "left"               left, right, home, end (of the line), begin, finish (of the entry),
 --                               word_left, word_right, up, down (false if there is no such line)
---   b:delete "left"             up to there: left, right, word_left, word_right, home, end. More than
---                               a character is kept, and b:yank() puts it back
+--   b:delete "left"             up to there: left, right, word_left, word_right, home, end. More
+--                               than a character is kept, and b:yank() puts it back
 --   b:transpose()               swaps the two characters around the cursor
 --   b:line() -> number of the cursor's line, of all lines, and the text before it in its line
 --

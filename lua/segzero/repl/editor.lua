@@ -11,9 +11,10 @@
 --   write      f(text) to the terminal
 --
 -- Keys: arrows, Home, End, Ctrl-A/E, Ctrl-Left/Right, Alt-B/F, Backspace, Delete, Ctrl-D;
--- Ctrl-K/U/W, Alt-D, Alt-Backspace take text, Ctrl-Y puts it back; Ctrl-T swaps; Up and Down move inside an
--- entry of several lines, at its edges and with Ctrl-P/N through the history; Ctrl-R searches it;
--- Alt-Enter begins a new line anywhere; Tab completes; Ctrl-L clears the screen; Ctrl-Z suspends.
+-- Ctrl-K/U/W, Alt-D, Alt-Backspace take text, Ctrl-Y puts it back; Ctrl-T swaps; Up and Down move
+-- inside an entry of several lines, at its edges and with Ctrl-P/N through the history; Ctrl-R
+-- searches it; Alt-Enter begins a new line anywhere; Tab completes; Ctrl-L clears the screen;
+-- Ctrl-Z suspends.
 -- Leaves out: undo, the mouse, vi's keys.
 
 local buffer = require "segzero.repl.buffer"

@@ -14,8 +14,9 @@
 -- On a terminal entries are read by our own editor (editor.lua), so nothing needs to be installed;
 -- elsewhere line by line. The history is in ~/.segzero_history. Typed code is never JIT-compiled:
 -- debug hooks do not fire in compiled loops, so Ctrl-C could not stop `while true do end`.
--- Functions from files are compiled as usual. The text of vl:generate appears while it is generated (for one
--- answer, unless on_text is a function or false). After Ctrl-C the answers so far are in `so_far`.
+-- Functions from files are compiled as usual. The text of vl:generate appears while it is generated
+-- (for one answer, unless on_text is a function or false). After Ctrl-C the answers so far are in
+-- `so_far`.
 -- Leaves out: a history for each project.
 
 local commands = require "segzero.repl.commands"

@@ -7,10 +7,10 @@
 --   screen.text("text") -> what is written for it, columns
 --
 -- Each draw goes back to where the last one began, clears what is below and writes everything: an
--- entry is small. Lines that are wider than the terminal are broken; of an entry that is higher, the
--- rows around the cursor are drawn. A tab is four blanks. Control characters are shown as ^X or, as
--- in visible.lua, by their numbers. Wide characters (East Asian) count two columns, combining ones
--- none.
+-- entry is small. Lines that are wider than the terminal are broken; of an entry that is higher,
+-- the rows around the cursor are drawn. A tab is four blanks. Control characters are shown as ^X
+-- or, as in visible.lua, by their numbers. Wide characters (East Asian) count two columns,
+-- combining ones none.
 -- Leaves out: colours; what a terminal does to drawn rows when its width changes.
 
 local visible = require "segzero.core.visible"

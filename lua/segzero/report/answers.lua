@@ -15,8 +15,8 @@
 --
 -- Chosen of each step: the answer with the highest reward, the one with the lowest, and the highest
 -- and lowest of the prompt whose answers differ most (standard deviation of their rewards). Of
--- equal ones the first is taken. A prompt with one answer is not disputed. A step's choice is kept as one
--- text, because a garbage collection, which every training step makes, visits each object.
+-- equal ones the first is taken. A prompt with one answer is not disputed. A step's choice is kept
+-- as one text, because a garbage collection, which every training step makes, visits each object.
 -- Leaves out: reading the answer itself (card.lua).
 
 local cjson = require "cjson"

@@ -6,9 +6,9 @@
 --   marks.several(solution)       whether answers to it are lists of objects
 --   marks.extent(list) -> n       the largest coordinate of these marks, at least 1
 --
--- An answer is read as the inference scripts read it (formats/answer.lua). One that they cannot read
--- is read as the rewards for one object do, which take an object without the tags. Marks that are no finite
--- numbers are left out, and so is everything after the first 200.
+-- An answer is read as the inference scripts read it (formats/answer.lua). One that they cannot
+-- read is read as the rewards for one object do, which take an object without the tags. Marks that
+-- are no finite numbers are left out, and so is everything after the first 200.
 -- Leaves out: masks.
 
 local cjson = require "cjson"

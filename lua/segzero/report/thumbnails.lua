@@ -8,9 +8,9 @@
 --   thumbnails.of_settings(cfg) -> source, or nil and why there are no images
 --                     opens the data set that the settings name, without downloading anything
 --
--- A row is found by its id (data/row_numbers.lua). An id that belongs to another row gives no image.
--- A side has at most 224 pixels, and small images stay as they are. The work is done by the decoder
--- and encoder of runtime/io/image.
+-- A row is found by its id (data/row_numbers.lua). An id that belongs to another row gives no
+-- image. A side has at most 224 pixels, and small images stay as they are. The work is done by the
+-- decoder and encoder of runtime/io/image.
 -- Leaves out: sets of a script, whose rows a later process cannot make again; masks.
 
 local ffi = require "ffi"

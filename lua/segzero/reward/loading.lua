@@ -38,7 +38,8 @@ local function refuse(name, why, ...)
   error(("%s=%s: %s"):format(SETTING, visible.line(name), why:format(...)), 0)
 end
 
--- The rewards that come with segzero: the modules that are functions. The others are what they share.
+-- The rewards that come with segzero: the modules that are functions. The others are what they
+-- share.
 function M.names()
   local names = {}
   for _, file in ipairs(folders.list(core.root .. "/rewards") or {}) do

@@ -2,8 +2,9 @@
 -- the true one.
 --
 --   masks.lend(segmenter, row, expected, true_answer)
---                                          before the rewards of a row; expected: the parsed answers
---                                          to come; true_answer: nil, or one in the image's pixels
+--                                          before the rewards of a row; expected: the parsed
+--                                          answers to come; true_answer: nil, or one in the image's
+--                                          pixels
 --   row.segment(found)                     -> u8 [height, width]. found is in the frame of answers,
 --                                          as formats/answer.lua parses it. The mask belongs to the
 --                                          row: copy it to keep it

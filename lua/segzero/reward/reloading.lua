@@ -9,9 +9,9 @@
 --                                 run, from its folder; nil if it is not there
 --
 -- The run folder has copies named reward_step_ and a number: the text that judges from that step
--- on, until the next copy. Rank 0 looks at the file and gives its text to all ranks, so that all change
--- at the same step. The run says so in a note. A version that does not load is a note as well, and
--- the old one stays. A hook that sets t.reward ends the watching.
+-- on, until the next copy. Rank 0 looks at the file and gives its text to all ranks, so that all
+-- change at the same step. The run says so in a note. A version that does not load is a note as
+-- well, and the old one stays. A hook that sets t.reward ends the watching.
 -- Modules next to the file, which it requires, are watched too, and read again with it.
 -- Leaves out: copies of these modules. An old step is judged with the modules of today.
 

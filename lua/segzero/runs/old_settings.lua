@@ -8,8 +8,8 @@
 --
 -- config.json has the present settings. config_step_5.json has those of the steps up to 5, before
 -- the run was resumed at 5 with others; config_step_5-2.json those that it then had, before it was
--- resumed at 5 again. After a return to step 3 these files are config_step_3.json and so on, because
--- no step after 3 is left that ran under them.
+-- resumed at 5 again. After a return to step 3 these files are config_step_3.json and so on,
+-- because no step after 3 is left that ran under them.
 -- Leaves out: what changed (contract.lua, report/settings.lua).
 
 local files = require "segzero.core.files"

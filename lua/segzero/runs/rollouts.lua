@@ -36,8 +36,8 @@ local function quick_step(line)
   return tonumber(number)
 end
 
--- Calls f(line, number, is_whole) until it returns false. The line of a run that is writing may have
--- no end yet.
+-- Calls f(line, number, is_whole) until it returns false. The line of a run that is writing may
+-- have no end yet.
 local function each_line(path, f)
   local file, reason = io.open(path, "rb")
   if not file then error(reason, 0) end

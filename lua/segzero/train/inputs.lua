@@ -3,8 +3,8 @@
 --   inputs.prepare(row, policy, prompt, { system_prompt =, max_tokens =, frames = })
 --                             -> row, with row.input and its frames (data/coordinates.lua)
 --   inputs.messages(row, prompt, system_prompt, img)    img: what the model sees; nil: row.image
---   inputs.cure(worst, limit, processor) -> text        the settings that take prompts which are too
---                             long; worst = {tokens =, text = tokens without the image's}
+--   inputs.cure(worst, limit, processor) -> text        the settings that take prompts which are
+--                             too long; worst = {tokens =, text = tokens without the image's}
 --   inputs.release(rows)      frees their images, patches and cached vision features
 --
 -- prompt(problem) -> the text of the question, or {text before the image, text after it}. A row

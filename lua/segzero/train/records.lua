@@ -5,8 +5,8 @@
 --   id, index          its name and its number in the set, from 1
 --   problem, solution  the question and the ground truth, as text
 --   image, images      the image (the trainer frees it), and a list with it
---   frame              the frame that answers count in: the side of a square in pixels, or {width =,
---                      height =}. Until a model sees the row, the frame of the solution
+--   frame              the frame that answers count in: the side of a square in pixels, or {width
+--                      =, height =}. Until a model sees the row, the frame of the solution
 --   solution_frame     what the solution as stored counts in, if the source states it
 --   mask               nil, or a function that returns the true mask: u8 [height, width] of 0 and
 --                      1, freed by the caller

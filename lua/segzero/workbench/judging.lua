@@ -10,8 +10,8 @@
 --   judging.lazy_segmenter(load) -> segmenter        load() -> SAM2, at the first mask
 --   local found, name = judging.segmenter(path)      of a setting; nil for ""
 --
--- The third answer that takes too long is an error. The row's masks are lent as in training, so that a reward may ask for row.segment. SAM2's time is
--- counted, because a run waits for it, too.
+-- The third answer that takes too long is an error. The row's masks are lent as in training, so
+-- that a reward may ask for row.segment. SAM2's time is counted, because a run waits for it, too.
 -- Leaves out: what the numbers mean (summary.lua).
 
 local answer = require "segzero.formats.answer"

@@ -1,5 +1,5 @@
-/* reference/shards.c - the reference kernels of the ops of a split model: simple loops in double, no
- * threads.
+/* reference/shards.c - the reference kernels of the ops of a split model: simple loops in double,
+ * no threads.
  *
  * Leaves out: several ranks. Over them the fast kernels are the only ones; tests of ranks compare
  * each element.

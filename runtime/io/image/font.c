@@ -128,7 +128,8 @@ static int next_character(const char **text, size_t *n)
     return code;
 }
 
-/* A letter: the face that has it, its number there, the scale of its units, its advance (pixels). */
+/* A letter: the face that has it, its number there, the scale of its units, its advance
+ * (pixels). */
 typedef struct {
     const sz_font *face;
     int glyph;

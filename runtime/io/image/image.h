@@ -122,8 +122,8 @@ sz_image *sz_image_resize_area(const sz_image *im, int width, int height);
 
 /* ---- exif.c ---- */
 
-/* The orientation in n bytes of EXIF (TIFF, with or without "Exif\0\0" in front) that begin at `at`,
- * or 0 if there is none. */
+/* The orientation in n bytes of EXIF (TIFF, with or without "Exif\0\0" in front) that begin at
+ * `at`, or 0 if there is none. */
 int sz_exif_orientation(const sz_source *b, size_t at, size_t n);
 /* The same for XMP text. */
 int sz_xmp_orientation(const sz_source *b, size_t at, size_t n);

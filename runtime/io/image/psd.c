@@ -1,9 +1,9 @@
 /* psd.c - reads the flattened image of a PSD file in RGB, with 8 or 16 bits a sample.
  *
- * The file is a header of 26 bytes, three sections with their lengths, and the image: a code (0 raw,
- * 1 packed), with packed rows the length of each, then one plane after the other. All lengths are
- * checked before anything is decoded. The fourth of four planes is alpha, as Pillow takes it; of
- * more planes the first three are read.
+ * The file is a header of 26 bytes, three sections with their lengths, and the image: a code (0
+ * raw, 1 packed), with packed rows the length of each, then one plane after the other. All lengths
+ * are checked before anything is decoded. The fourth of four planes is alpha, as Pillow takes it;
+ * of more planes the first three are read.
  * Source: Adobe Photoshop File Formats Specification, "Image Data Section".
  * Leaves out: layers, modes other than RGB, PSB.
  */

@@ -1,8 +1,8 @@
 /* peek.c - rows of large byte arrays, without decoding the pages that hold them.
  *
- * A page of images is 100 MB or more where a writer puts 100 rows into a row group, and a dictionary
- * of images as large. A peek keeps, for one chunk: the levels of the pages that were used, and where
- * their values begin. Then a row costs its own bytes (body.c).
+ * A page of images is 100 MB or more where a writer puts 100 rows into a row group, and a
+ * dictionary of images as large. A peek keeps, for one chunk: the levels of the pages that were
+ * used, and where their values begin. Then a row costs its own bytes (body.c).
  *
  * Only for byte arrays, plain or with a dictionary. All else is read page by page (rows.c).
  * Leaves out: DELTA encodings of byte arrays, levels packed in the old way.

@@ -212,8 +212,8 @@ end)
 
 -- The tensor on the CPU, as f32 if it is bf16, without history: for data(). Returns the tensor
 -- itself if nothing changes. A NaN gets the bits that LuaJIT can read: results may have others, and
--- in a dry run (tools/plan_count.lua) nothing has been computed. So what Lua reads element by element
--- comes from here.
+-- in a dry run (tools/plan_count.lua) nothing has been computed. So what Lua reads element by
+-- element comes from here.
 local function readable(t)
   if C.sz_tensor_dtype(t.ptr) == C.SZ_F32 then check(C.sz_tensor_plain_nans(t.ptr)) end
   return t

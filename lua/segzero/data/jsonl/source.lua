@@ -8,11 +8,11 @@
 --                  {where = "file:line", index = i, id =, problem =, solution =, image = path,
 --                  mask = value, folder =, columns =}. The id is nil if the row states none
 --
--- Columns: problem, solution, image (a path relative to the folder or to options.image_dir, or bytes
--- in base64: see line.lua), and optionally id and mask (any form that formats/mask.lua reads); options
--- has prompt_key, answer_key and image_key if they are named otherwise. A row whose image is no file
--- has meta.size (tables/source.lua). All rows have a mask or none has. Other columns are kept
--- in row.columns. A bad line, image or mask is an error that names file and line.
+-- Columns: problem, solution, image (a path relative to the folder or to options.image_dir, or
+-- bytes in base64: see line.lua), and optionally id and mask (any form that formats/mask.lua
+-- reads); options has prompt_key, answer_key and image_key if they are named otherwise. A row whose
+-- image is no file has meta.size (tables/source.lua). All rows have a mask or none has. Other
+-- columns are kept in row.columns. A bad line, image or mask is an error that names file and line.
 -- Memory: 16 bytes a row; lines are read and decoded again when they are needed.
 -- Leaves out: several images in a row.
 

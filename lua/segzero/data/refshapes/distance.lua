@@ -141,9 +141,9 @@ local function load(bbox, runs)
   return w, h, sx / n, sy / n
 end
 
--- The squared distances of a part of a mask: width x height pixels from (x0, y0) on, of u8 rows that
--- are `stride` long; 0 is background, of which the part must have some. What is outside of the part
--- counts for nothing. Returns int32_t [height, width], good until the next call.
+-- The squared distances of a part of a mask: width x height pixels from (x0, y0) on, of u8 rows
+-- that are `stride` long; 0 is background, of which the part must have some. What is outside of the
+-- part counts for nothing. Returns int32_t [height, width], good until the next call.
 function M.squared(mask, stride, x0, y0, width, height)
   if width > LONGEST or height > LONGEST then
     error(("a mask of %d x %d pixels, the most is %d"):format(width, height, LONGEST), 0)

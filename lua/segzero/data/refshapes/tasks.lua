@@ -14,9 +14,9 @@
 --   (57,30).
 --
 -- A place first, then what is there: the other way round, from a colour to its place, a model of
--- this size does not learn (models/README.md). A share of the answers to Seg-Zero's prompt is quick:
--- they point without naming the shapes, and their boxes are rough. GRPO has to find out that looking
--- at every shape first pays.
+-- this size does not learn (models/README.md). A share of the answers to Seg-Zero's prompt is
+-- quick: they point without naming the shapes, and their boxes are rough. GRPO has to find out that
+-- looking at every shape first pays.
 --
 -- There are four tasks. Two are short: "Find 'X'." -> the reasoning and the box, and
 -- "Box at (57,30)." -> the box around a place. Later Seg-Zero's own prompt with its reasoning and

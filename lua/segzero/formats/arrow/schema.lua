@@ -5,9 +5,10 @@
 --   schema.pairs        {key -> text}
 --   schema.by_dictionary   {id -> field}: what the values of a dictionary are
 --
--- field: {name =, type = "int", "float", "bool", "bytes", "view" (of bytes), "fixed", "list", "fixed_list", "struct",
--- "map" or "null"; width = bytes of a value; signed = of an int; offsets = bytes of an offset, 4 or
--- 8; count = of a fixed list; children = {...}; dictionary = {id =, width =, signed =} or nil}
+-- field: {name =, type = "int", "float", "bool", "bytes", "view" (of bytes), "fixed", "list",
+-- "fixed_list", "struct", "map" or "null"; width = bytes of a value; signed = of an int; offsets =
+-- bytes of an offset, 4 or 8; count = of a fixed list; children = {...}; dictionary = {id =, width
+-- =, signed =} or nil}
 -- Leaves out: views of lists, unions, run ends, intervals: an error names the column.
 
 local M = {}

@@ -15,8 +15,8 @@
 -- within 1 / sqrt(in) as PEFT initialises it (random numbers of their place: seed, weight,
 -- element); B is f32 [out, rank], 0. vl.lora holds them: {list = {{index, name, module, scale, a,
 -- b}, ...}, rank, alpha, exclude_modules, rslora, visual}. Which layers: targets.lua; files:
--- files.lua; slices where the model is split: pairs.lua. Works with every policy that has the adapter
--- functions of README.md.
+-- files.lua; slices where the model is split: pairs.lua. Works with every policy that has the
+-- adapter functions of README.md.
 -- Leaves out: dropout, DoRA, trained biases, adapters of embeddings and of the head.
 
 local core = require "segzero.core.ffi"

@@ -12,8 +12,8 @@
 --   letters.face() -> path of the font file, or nil
 --
 -- Text is UTF-8 (runtime/io/image/font.c). The font is DejaVu Sans, else Liberation Sans;
--- characters that it lacks come from a font with Chinese, Japanese and Korean ones if one of FALLBACKS is
--- installed. SEGZERO_FONT names another file; "dots" is font.lua.
+-- characters that it lacks come from a font with Chinese, Japanese and Korean ones if one of
+-- FALLBACKS is installed. SEGZERO_FONT names another file; "dots" is font.lua.
 -- Leaves out: right to left, joined scripts, line breaks in a text (they count as blanks).
 
 local core = require "segzero.core.ffi"

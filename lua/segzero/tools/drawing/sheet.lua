@@ -382,8 +382,9 @@ function M.predictions(path, set, records, opts)
   save(path, tiles, opts, set.name)
 end
 
--- Writes the answers to the first rows before and after training next to each other, two rows of the
--- set in a row of cards: what was asked, the marks, and the IoU. opts: as in predictions; count (6).
+-- Writes the answers to the first rows before and after training next to each other, two rows of
+-- the set in a row of cards: what was asked, the marks, and the IoU. opts: as in predictions; count
+-- (6).
 function M.changes(path, set, before, after, opts)
   opts = opts or {}
   local tiles = {}

@@ -6,11 +6,11 @@
 --
 -- MFU = counted operations / (seconds * rate). Counted is what a model needs once (PaLM, appendix
 -- B): three times the forward pass over a group's prompt and answers, each prompt once, without
--- recomputation. A frozen tower does not run in an update, and frozen weights under adapters spare a
--- third. Norms and other elementwise work are left out, as usual. The rate is measured once in a run, by a
--- square product in the policy's dtype on its device, because a CPU has no figure in a data sheet.
--- The measurement takes about 2 % of the update's operations. Updates too small for one have no
--- MFU, and neither have families of a user's own, whose operations nobody counts.
+-- recomputation. A frozen tower does not run in an update, and frozen weights under adapters spare
+-- a third. Norms and other elementwise work are left out, as usual. The rate is measured once in a
+-- run, by a square product in the policy's dtype on its device, because a CPU has no figure in a
+-- data sheet. The measurement takes about 2 % of the update's operations. Updates too small for one
+-- have no MFU, and neither have families of a user's own, whose operations nobody counts.
 -- Leaves out: adapters' products, the reference, sampling.
 
 local core = require "segzero.core.ffi"

@@ -14,8 +14,8 @@
 --   checkpoint.load(path, vl, opt) -> state
 --       loads weights and optimizer in place; opt may be nil
 --
--- state: see runs/trainer_state.lua. settings: the text of settings.json, or nil. replica: of a split
--- model, {index =, count =}: which of how many replicas this rank belongs to.
+-- state: see runs/trainer_state.lua. settings: the text of settings.json, or nil. replica: of a
+-- split model, {index =, count =}: which of how many replicas this rank belongs to.
 --
 -- The order of writing, so that DONE is there only when everything else is on the disk:
 --   1. global_step_N.tmp is made, with UNFINISHED, which says whose it is;
@@ -27,12 +27,12 @@
 --   5. an older checkpoint of the same step is renamed to .old, then .tmp to its final name, and
 --      the run folder is synced after each;
 --   6. `latest` names it; the .old one is removed.
--- If each rank has a part of the optimizer's state or of the model, begin() on rank 0 makes the files
--- of tensors under temporary names with header and length, and each rank, also that one, writes its
--- parts at their places by begin_part(). begin() then returns a fifth value, a function to be called when all have written: it
--- starts the rest (names and checksums of these files, state, manifest, 4 to 6) and returns the
--- job, which reads no tensor, and the path of a replaced checkpoint or false.
--- The files are the same whatever the ranks.
+-- If each rank has a part of the optimizer's state or of the model, begin() on rank 0 makes the
+-- files of tensors under temporary names with header and length, and each rank, also that one,
+-- writes its parts at their places by begin_part(). begin() then returns a fifth value, a function
+-- to be called when all have written: it starts the rest (names and checksums of these files,
+-- state, manifest, 4 to 6) and returns the job, which reads no tensor, and the path of a replaced
+-- checkpoint or false. The files are the same whatever the ranks.
 -- A run may end at any point: a folder without DONE does not count, and .old counts while the new
 -- one is not in its place. Only files that a manifest lists are removed (runs/manifest.lua).
 -- A resumed run gives the same bits as one that never stopped.

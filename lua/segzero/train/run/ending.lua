@@ -4,8 +4,8 @@
 --   ending.guard(t, f, ...)    f's results; if f fails or a signal comes, ending.early. Inside
 --                              stop.run; guards nest. t: a trainer
 --   ending.early(t, reason)    raises; reason: the error, or nil for a signal alone
---   ending.saved(t) -> text    saves what is not saved yet: "saved runs/x/global_step_12; go on with:
---                              trainer.load_checkpoint_path=runs/x", or why nothing is saved
+--   ending.saved(t) -> text    saves what is not saved yet: "saved runs/x/global_step_12; go on
+--                              with: trainer.load_checkpoint_path=runs/x", or why nothing is saved
 --
 -- A stop is the error "stopped by SIGTERM after step 12; saved ...". Any other error is raised as
 -- it is, after a line of the log with the same text. Nothing is saved if trainer.save_freq is -1,

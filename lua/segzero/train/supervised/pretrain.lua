@@ -114,8 +114,8 @@ function methods:evaluate(level)
 end
 
 -- ---- a step ----
--- The weight of each target token, f32 [tokens] on the model's device, and their sum. Only the place
--- of the object that is meant comes after " at" (data/refshapes/tasks.lua).
+-- The weight of each target token, f32 [tokens] on the model's device, and their sum. Only the
+-- place of the object that is meant comes after " at" (data/refshapes/tasks.lua).
 function methods:token_weights(targets)
   local n = targets:numel()
   local weights = tensor.empty { n }
