@@ -1,7 +1,8 @@
 /* kernels.h - the CPU kernels as a table. The files of this folder are compiled several times, once
  * for each kind of processor; each time makes one table, and core/processor.c picks one of them
- * when the program starts. Within a kind the bits of a result are always the same; between kinds
- * they may differ in the last places.
+ * when the program starts. Within a kind the bits of a result are always the same, except that
+ * AMD's processors with AVX512-BF16 sum bf16 in pairs (gemm.h); between kinds they may differ in the
+ * last places.
  *
  * The Makefile joins the objects of a kind into one and hides all names but that of the table, so
  * nothing outside this folder may call a function of it by name.
