@@ -301,7 +301,8 @@ static __attribute__((noinline)) void any_panel(int64_t m, form f, const panel_w
 #undef CASE
 }
 
-/* How much of m rows of x is multiplied before the next weights are read (measured). */
+/* The size of a panel of m rows of x. Both sizes fit the first-level cache; which one is faster was
+ * measured. */
 static int64_t panel_floats(int64_t m, form f)
 {
     const bool wide = f == PAIRS ? m > 6 : m <= 4;
@@ -320,9 +321,9 @@ static void chunk_times_block(int64_t m, int64_t n, int64_t k, const float *x, c
     const size_t size = element_size(f);
     const size_t row_bytes = (size_t)ldw * size;
 
-    /* A single stream is read fastest by the processor alone if it is one that fetches to the
-     * second level. */
-    const bool in_order = f == PAIRS && m == 1 && ahead.to_l2 && row_bytes <= LONG_ROW_BYTES;
+    /* Zen 1 to 4 read one row after another fastest, and find what to fetch by themselves. */
+    const bool in_order = f == PAIRS && m == 1 && row_bytes <= LONG_ROW_BYTES &&
+                          sz_processor_is_zen_1_to_4();
 
     /* The panels of whole blocks. */
     for (int64_t p = 0; p < whole; p += width) {

@@ -308,7 +308,7 @@ static __attribute__((noinline)) int any_tile(int64_t m, int64_t first, const ta
                                               const int32_t *x, const float *x_scale,
                                               const int32_t *start, prefetcher ahead, sz_vec *sums)
 {
-    const bool one_stream = ahead.to_l2;
+    const bool one_stream = sz_processor_is_zen_1_to_4();
     const int R = tile_width(m, one_stream);
     const uint8_t *rows[WIDE];
     const float *scales[WIDE];
