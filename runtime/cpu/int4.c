@@ -47,6 +47,8 @@ enum {
     /* Up to so many rows of x meet one block of weights at a time where memory is read best as a
      * single stream. */
     STREAM_ROWS = 2,
+    /* In so many blocks across, a row of blocks and x stay in a first-level cache of 32 KiB. */
+    SHORT_ROW = 9,
 };
 
 /* Vectors of weights that a tile of m rows of x has: a constant if m is. */
@@ -231,13 +233,19 @@ typedef struct {
     const uint16_t *scale;
 } vector_weights;
 
+/* What a tile fetches: the weights `ahead` blocks on, all lines or every other one (the processor's
+ * prefetcher adds its neighbour), and the scales `scales` blocks on (0: none). */
+typedef struct {
+    int ahead;
+    bool alternate;
+    int scales;
+} fetch_plan;
+
 /* R vectors of weights times M rows of x over group g of a block: adds to total [R][M]. later: for
  * each vector, the block that is fetched meanwhile. */
-static inline __attribute__((always_inline)) void group(const int M, const int R,
-                                                        const vector_weights *w,
-                                                        const uint8_t *const *later, int g,
-                                                        const int32_t *x, const int32_t *start,
-                                                        sz_ivec *total)
+static inline __attribute__((always_inline)) void group(
+    const int M, const int R, const fetch_plan fetch, const vector_weights *w,
+    const uint8_t *const *later, int g, const int32_t *x, const int32_t *start, sz_ivec *total)
 {
     /* Sums of 16 products. */
     sz_ivec s[MAX_SUMS];
@@ -255,7 +263,7 @@ static inline __attribute__((always_inline)) void group(const int M, const int R
             const sz_uvec bytes = *(const word_vec_any *)from;
             low[r] = unpack(bytes);
             high[r] = unpack(bytes >> 4);
-            if (r % VECTORS == 0)
+            if (r % VECTORS == 0 && (p == 0 || !fetch.alternate))
                 __builtin_prefetch(later[r] + (g * SZ_Q4_PIECES + p) * SZ_Q4_PIECE);
         }
 #pragma GCC unroll 8
@@ -279,12 +287,13 @@ static inline __attribute__((always_inline)) void group(const int M, const int R
     }
 }
 
-/* R vectors of weights times M rows of x: sums [R][M]. M and R are constants where it is inlined;
- * w: the vectors in the first block, moved on; ahead: how many blocks on weights are fetched. */
-static inline __attribute__((always_inline)) void tile(const int M, const int R, int64_t across,
-                                                       int64_t ahead, vector_weights *w,
-                                                       const int32_t *x, const float *x_scale,
-                                                       const int32_t *start, sz_vec *sums)
+/* R vectors of weights times M rows of x: sums [R][M]. M, R and fetch are constants where it is
+ * inlined; w: the vectors in the first block, moved on. */
+static inline __attribute__((always_inline)) void tile(const int M, const int R,
+                                                       const fetch_plan fetch, int64_t across,
+                                                       vector_weights *w, const int32_t *x,
+                                                       const float *x_scale, const int32_t *start,
+                                                       sz_vec *sums)
 {
 #pragma GCC unroll 16
     for (int i = 0; i < R * M; i++) sums[i] = (sz_vec){ 0 };
@@ -294,17 +303,17 @@ static inline __attribute__((always_inline)) void tile(const int M, const int R,
 #pragma GCC unroll 16
         for (int i = 0; i < R * M; i++) total[i] = (sz_ivec){ 0 };
 
-        /* What is fetched: `ahead` blocks on, or past the last block in the next tile. */
+        /* What is fetched, past the last block in the next tile. */
         const uint8_t *later[WIDE];
 #pragma GCC unroll 4
         for (int r = 0; r < R; r++) {
             const int64_t left = across - block;
-            if (ahead < left) later[r] = w[r].codes + ahead * SZ_Q4_BLOCK;
-            else later[r] = w[r].next + (ahead - left) * SZ_Q4_BLOCK;
+            if (fetch.ahead < left) later[r] = w[r].codes + fetch.ahead * SZ_Q4_BLOCK;
+            else later[r] = w[r].next + (fetch.ahead - left) * SZ_Q4_BLOCK;
         }
 
         for (int g = 0; g < SZ_Q4_GROUPS; g++) {
-            group(M, R, w, later, g, x, start, total);
+            group(M, R, fetch, w, later, g, x, start, total);
             x += SZ_Q4_GROUP / 4 * M * X_WORDS;
             start += M;
         }
@@ -313,6 +322,8 @@ static inline __attribute__((always_inline)) void tile(const int M, const int R,
 #pragma GCC unroll 4
         for (int r = 0; r < R; r++) {
             const sz_vec scale = load_scale(w[r].scale);
+            if (r % VECTORS == 0 && fetch.scales)
+                __builtin_prefetch(w[r].scale + fetch.scales * SZ_Q4_ROWS);
 #pragma GCC unroll 8
             for (int i = 0; i < M; i++)
                 sums[r * M + i] += __builtin_convertvector(total[r * M + i], sz_vec) *
@@ -340,7 +351,6 @@ static __attribute__((noinline)) int any_tile(int64_t m, int64_t first, const ta
                                               const int32_t *start, sz_vec *sums)
 {
     const int R = t->one_stream && m <= STREAM_ROWS ? VECTORS : VECTORS_OF(m);
-    const int64_t ahead = t->one_stream ? 2 : 1; /* measured */
     const int64_t end = first + R;
     const uint8_t *next = t->later;
     if (end < t->vectors) next = t->q + end / VECTORS * t->across * SZ_Q4_BLOCK;
@@ -358,12 +368,16 @@ static __attribute__((noinline)) int any_tile(int64_t m, int64_t first, const ta
         };
     }
 
-    /* One instance for each m. */
-#define TILE(M, R) tile(M, R, t->across, ahead, w, x, x_scale, start, sums)
+    /* One instance for each m and way of reading memory. What each fetches is measured. */
+    const fetch_plan blocks = { t->one_stream ? 2 : 1, false, 0 };
+    const fetch_plan with_scales = { 2, false, 8 };
+    const fetch_plan half_of_next = { 1, true, 8 };
+#define TILE(M, R, fetch) tile(M, R, fetch, t->across, w, x, x_scale, start, sums)
 #define CASE(M) \
     case M: \
-        if (t->one_stream && M <= STREAM_ROWS) TILE(M, VECTORS); \
-        else if (M <= MAX_TILE_ROWS) TILE(M, VECTORS_OF(M)); \
+        if (t->one_stream && M == 1 && t->across <= SHORT_ROW) TILE(M, VECTORS, half_of_next); \
+        else if (t->one_stream && M <= STREAM_ROWS) TILE(M, VECTORS, with_scales); \
+        else if (M <= MAX_TILE_ROWS) TILE(M, VECTORS_OF(M), blocks); \
         break
     switch (m) {
         CASE(1);
