@@ -229,8 +229,7 @@ typedef struct {
     const float *x;
     const char *w;
     size_t row_bytes;
-    bool add;      /* to sums, instead of setting them */
-    bool in_order; /* one row of pairs after another, without fetching them */
+    bool add; /* to sums, instead of setting them */
 } panel_work;
 
 /* M1 and then M2 rows of x (M2 may be 0), R rows of w at a time. Rows from n on repeat the last
@@ -250,6 +249,20 @@ static inline __attribute__((always_inline)) void panel(const int M1, const int 
         if (M2)
             dots(M2, R, f, M, p->k, p->x + M1 * SZ_LANES, w, &second, p->add, sums + j * M + M1);
     }
+}
+
+/* panel for a single row of x, one row of weights after another without fetching them. */
+static __attribute__((noinline)) void panel_in_order(form f, const panel_work *p, sz_vec *sums)
+{
+    const prefetcher none = { 0, 0, 1, false };
+#ifdef HAS_PAIRS
+    if (f == PAIRS) {
+        panel(1, 0, 1, PAIRS, p, none, sums);
+        return;
+    }
+#endif
+    if (f == FULL) panel(1, 0, 1, FULL, p, none, sums);
+    else panel(1, 0, 1, WIDENED, p, none, sums);
 }
 
 /* panel for any m <= ROWS_X. */
@@ -283,12 +296,6 @@ static __attribute__((noinline)) void any_panel(int64_t m, form f, const panel_w
     CASE(4, 3, 3, f); \
     CASE(4, 4, 3, f)
 #endif
-#ifdef HAS_PAIRS
-    if (p->in_order) {
-        panel(1, 0, 1, PAIRS, p, ahead, sums);
-        return;
-    }
-#endif
     switch (m + ROWS_X * f) {
         CASES(FULL);
         CASES(WIDENED);
@@ -299,6 +306,16 @@ static __attribute__((noinline)) void any_panel(int64_t m, form f, const panel_w
 #undef CASES
 #undef CASES_FEW
 #undef CASE
+}
+
+/* Whether a single row of x meets one row of weights after another. Zen 1 to 4 read memory fastest
+ * so, and find what to fetch by themselves. But each addition to the only sum waits for the last:
+ * with less than IN_ORDER_BYTES of weights for each, that is slower than memory. */
+static bool reads_in_order(form f)
+{
+    enum { IN_ORDER_BYTES = 32 };
+    const size_t bytes_per_add = BLOCK_K * element_size(f) / HALVES(f);
+    return bytes_per_add >= IN_ORDER_BYTES && sz_processor_is_zen_1_to_4();
 }
 
 /* The size of a panel of m rows of x. Both sizes fit the first-level cache; which one is faster was
@@ -321,9 +338,7 @@ static void chunk_times_block(int64_t m, int64_t n, int64_t k, const float *x, c
     const size_t size = element_size(f);
     const size_t row_bytes = (size_t)ldw * size;
 
-    /* Zen 1 to 4 read one row after another fastest, and find what to fetch by themselves. */
-    const bool in_order = f == PAIRS && m == 1 && row_bytes <= LONG_ROW_BYTES &&
-                          sz_processor_is_zen_1_to_4();
+    const bool in_order = m == 1 && row_bytes <= LONG_ROW_BYTES && reads_in_order(f);
 
     /* The panels of whole blocks. */
     for (int64_t p = 0; p < whole; p += width) {
@@ -332,9 +347,9 @@ static void chunk_times_block(int64_t m, int64_t n, int64_t k, const float *x, c
                             x + p / BLOCK_K * step * m,
                             w + (size_t)p * size,
                             row_bytes,
-                            p > 0,
-                            in_order };
-        any_panel(m, f, &work, ahead, sums);
+                            p > 0 };
+        if (in_order) panel_in_order(f, &work, sums);
+        else any_panel(m, f, &work, ahead, sums);
     }
 
     /* The partial block at the end, from a copy that ends in zeros. */
@@ -344,8 +359,7 @@ static void chunk_times_block(int64_t m, int64_t n, int64_t k, const float *x, c
             memcpy(tail[j], w + (size_t)j * row_bytes + (size_t)whole * size,
                    (size_t)(k - whole) * size);
         panel_work work = { n,       BLOCK_K,        x + whole / BLOCK_K * step * m,
-                            tail[0], sizeof tail[0], whole > 0,
-                            false };
+                            tail[0], sizeof tail[0], whole > 0 };
         any_panel(m, f, &work, (prefetcher){ 0, 0, 1, false }, sums);
     }
 
