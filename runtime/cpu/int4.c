@@ -47,7 +47,7 @@ enum {
     /* Up to so many rows of x meet one block of weights at a time where memory is read best as a
      * single stream. */
     STREAM_ROWS = 2,
-    /* In so many blocks across, a row of blocks and x stay in a first-level cache of 32 KiB. */
+    /* A row of up to so many blocks fits a first-level cache of 32 KiB together with x. */
     SHORT_ROW = 9,
 };
 
@@ -303,7 +303,7 @@ static inline __attribute__((always_inline)) void tile(const int M, const int R,
 #pragma GCC unroll 16
         for (int i = 0; i < R * M; i++) total[i] = (sz_ivec){ 0 };
 
-        /* What is fetched, past the last block in the next tile. */
+        /* What is fetched: after the last block, the first ones of the next tile. */
         const uint8_t *later[WIDE];
 #pragma GCC unroll 4
         for (int r = 0; r < R; r++) {
@@ -369,9 +369,9 @@ static __attribute__((noinline)) int any_tile(int64_t m, int64_t first, const ta
     }
 
     /* One instance for each m and way of reading memory. What each fetches is measured. */
-    const fetch_plan blocks = { t->one_stream ? 2 : 1, false, 0 };
-    const fetch_plan with_scales = { 2, false, 8 };
-    const fetch_plan half_of_next = { 1, true, 8 };
+    const fetch_plan blocks = { .ahead = t->one_stream ? 2 : 1 };
+    const fetch_plan with_scales = { .ahead = 2, .scales = 8 };
+    const fetch_plan half_of_next = { .ahead = 1, .alternate = true, .scales = 8 };
 #define TILE(M, R, fetch) tile(M, R, fetch, t->across, w, x, x_scale, start, sums)
 #define CASE(M) \
     case M: \
