@@ -309,8 +309,8 @@ static __attribute__((noinline)) void any_panel(int64_t m, form f, const panel_w
 }
 
 /* Whether a single row of x meets one row of weights after another. Zen 1 to 4 read memory fastest
- * so, and find what to fetch by themselves. But each addition to the only sum waits for the last:
- * with less than IN_ORDER_BYTES of weights for each, that is slower than memory. */
+ * that way and need no fetching. But there is only one sum, and each addition to it waits for the
+ * one before: with less than IN_ORDER_BYTES of weights for each, that is slower than memory. */
 static bool reads_in_order(form f)
 {
     enum { IN_ORDER_BYTES = 32 };

@@ -233,8 +233,8 @@ typedef struct {
     const uint16_t *scale;
 } vector_weights;
 
-/* What a tile fetches: the weights `ahead` blocks on, all lines or every other one (the processor's
- * prefetcher adds its neighbour), and the scales `scales` blocks on (0: none). */
+/* What a tile fetches: the weights `ahead` blocks on, all lines or every other one (the processor
+ * brings the lines between by itself), and the scales `scales` blocks on (0: none). */
 typedef struct {
     int ahead;
     bool alternate;
@@ -287,8 +287,8 @@ static inline __attribute__((always_inline)) void group(
     }
 }
 
-/* R vectors of weights times M rows of x: sums [R][M]. M, R and fetch are constants where it is
- * inlined; w: the vectors in the first block, moved on. */
+/* R vectors of weights times M rows of x: sums [R][M]. M, R and all of fetch but `ahead` are
+ * constants where it is inlined; w: the vectors in the first block, moved on. */
 static inline __attribute__((always_inline)) void tile(const int M, const int R,
                                                        const fetch_plan fetch, int64_t across,
                                                        vector_weights *w, const int32_t *x,
