@@ -41,18 +41,14 @@ enum { FEW = 1, SOME = 3, WIDE = 4, MAX_TILE_ROWS = 3, X_WORDS = 2, SUMS_OF_16 =
 #endif
 
 enum {
-    TASK_BLOCKS = 4,                                            /* that a thread takes at once */
     MAX_SUMS = 2 * MAX_TILE_ROWS > 16 ? 2 * MAX_TILE_ROWS : 16, /* vectors of sums of a tile */
     WORDS = SZ_Q4_COLS / 4,                                     /* of x, for a block's columns */
-    /* Up to so many rows of x meet one block of weights at a time where memory is read best as a
-     * single stream. */
-    STREAM_ROWS = 2,
-    /* A row of up to so many blocks fits a first-level cache of 32 KiB together with x. */
-    SHORT_ROW = 9,
 };
 
 /* Vectors of weights that a tile of m rows of x has: a constant if m is. */
 #define VECTORS_OF(m) ((m) <= FEW ? WIDE : (m) <= SOME ? 2 : 1)
+/* The same where memory is read as a single stream: of one block at most. */
+#define STREAM_VECTORS_OF(m) (VECTORS_OF(m) < VECTORS ? VECTORS_OF(m) : VECTORS)
 
 typedef uint32_t word_vec_any __attribute__((vector_size(4 * SZ_LANES), aligned(4), may_alias));
 typedef int8_t part_vec __attribute__((vector_size(SZ_LANES), aligned(1), may_alias));
@@ -226,13 +222,6 @@ static inline __attribute__((always_inline)) sz_ivec add_parts(sz_ivec total, sz
 #endif
 }
 
-/* The weights of a vector of rows: its codes and parts in a block, and its scales. next: the first
- * block of the same vector of the next tile. */
-typedef struct {
-    const uint8_t *codes, *parts, *next;
-    const uint16_t *scale;
-} vector_weights;
-
 /* What a tile fetches: the weights `ahead` blocks on, all lines or every other one (the processor
  * brings the lines between by itself), and the scales `scales` blocks on (0: none). */
 typedef struct {
@@ -241,11 +230,18 @@ typedef struct {
     int scales;
 } fetch_plan;
 
-/* R vectors of weights times M rows of x over group g of a block: adds to total [R][M]. later: for
- * each vector, the block that is fetched meanwhile. */
-static inline __attribute__((always_inline)) void group(
-    const int M, const int R, const fetch_plan fetch, const vector_weights *w,
-    const uint8_t *const *later, int g, const int32_t *x, const int32_t *start, sz_ivec *total)
+/* The weights of a vector of rows in a block: its codes and parts, and the block that is fetched
+ * meanwhile. */
+typedef struct {
+    const uint8_t *codes, *parts, *later;
+} vector_weights;
+
+/* R vectors of weights times M rows of x over group g of a block: adds to total [R][M]. */
+static inline __attribute__((always_inline)) void group(const int M, const int R,
+                                                        const fetch_plan fetch,
+                                                        const vector_weights *w, int g,
+                                                        const int32_t *x, const int32_t *start,
+                                                        sz_ivec *total)
 {
     /* Sums of 16 products. */
     sz_ivec s[MAX_SUMS];
@@ -259,12 +255,12 @@ static inline __attribute__((always_inline)) void group(
         weight_words high[WIDE];
 #pragma GCC unroll 4
         for (int r = 0; r < R; r++) {
-            const uint8_t *from = w[r].codes + (g * SZ_Q4_PIECES + p) * SZ_Q4_PIECE;
-            const sz_uvec bytes = *(const word_vec_any *)from;
+            const int at = (g * SZ_Q4_PIECES + p) * SZ_Q4_PIECE;
+            const sz_uvec bytes = *(const word_vec_any *)(w[r].codes + at);
             low[r] = unpack(bytes);
             high[r] = unpack(bytes >> 4);
             if (r % VECTORS == 0 && (p == 0 || !fetch.alternate))
-                __builtin_prefetch(later[r] + (g * SZ_Q4_PIECES + p) * SZ_Q4_PIECE);
+                __builtin_prefetch(w[r].later + at);
         }
 #pragma GCC unroll 8
         for (int i = 0; i < M; i++)
@@ -287,97 +283,140 @@ static inline __attribute__((always_inline)) void group(
     }
 }
 
-/* R vectors of weights times M rows of x: sums [R][M]. M, R and all of fetch but `ahead` are
- * constants where it is inlined; w: the vectors in the first block, moved on. */
-static inline __attribute__((always_inline)) void tile(const int M, const int R,
-                                                       const fetch_plan fetch, int64_t across,
-                                                       vector_weights *w, const int32_t *x,
-                                                       const float *x_scale, const int32_t *start,
-                                                       sz_vec *sums)
+/* R vectors of weights times M rows of x over a block: adds to sums [R][M]. scale: the vectors'. */
+static inline __attribute__((always_inline)) void block(const int M, const int R,
+                                                        const fetch_plan fetch,
+                                                        const vector_weights *w,
+                                                        const uint16_t *const *scale,
+                                                        const int32_t *x, const float *x_scale,
+                                                        const int32_t *start, sz_vec *sums)
 {
+    /* Integer totals of the block. */
+    sz_ivec total[MAX_SUMS];
 #pragma GCC unroll 16
-    for (int i = 0; i < R * M; i++) sums[i] = (sz_vec){ 0 };
-    for (int64_t block = 0; block < across; block++, x_scale += M) {
-        /* Integer totals of the block. */
-        sz_ivec total[MAX_SUMS];
-#pragma GCC unroll 16
-        for (int i = 0; i < R * M; i++) total[i] = (sz_ivec){ 0 };
+    for (int i = 0; i < R * M; i++) total[i] = (sz_ivec){ 0 };
+    for (int g = 0; g < SZ_Q4_GROUPS; g++) {
+        group(M, R, fetch, w, g, x, start, total);
+        x += SZ_Q4_GROUP / 4 * M * X_WORDS;
+        start += M;
+    }
 
-        /* What is fetched: after the last block, the first ones of the next tile. */
-        const uint8_t *later[WIDE];
+    /* Scaled and added in f32. */
 #pragma GCC unroll 4
-        for (int r = 0; r < R; r++) {
-            const int64_t left = across - block;
-            if (fetch.ahead < left) later[r] = w[r].codes + fetch.ahead * SZ_Q4_BLOCK;
-            else later[r] = w[r].next + (fetch.ahead - left) * SZ_Q4_BLOCK;
-        }
-
-        for (int g = 0; g < SZ_Q4_GROUPS; g++) {
-            group(M, R, fetch, w, later, g, x, start, total);
-            x += SZ_Q4_GROUP / 4 * M * X_WORDS;
-            start += M;
-        }
-
-        /* Scaled and added in f32. */
-#pragma GCC unroll 4
-        for (int r = 0; r < R; r++) {
-            const sz_vec scale = load_scale(w[r].scale);
-            if (r % VECTORS == 0 && fetch.scales)
-                __builtin_prefetch(w[r].scale + fetch.scales * SZ_Q4_ROWS);
+    for (int r = 0; r < R; r++) {
+        const sz_vec unit = load_scale(scale[r]);
+        if (r % VECTORS == 0 && fetch.scales)
+            __builtin_prefetch(scale[r] + fetch.scales * SZ_Q4_ROWS);
 #pragma GCC unroll 8
-            for (int i = 0; i < M; i++)
-                sums[r * M + i] += __builtin_convertvector(total[r * M + i], sz_vec) *
-                                   (scale * x_scale[i]);
-            w[r].codes += SZ_Q4_BLOCK;
-            w[r].parts += SZ_Q4_BLOCK;
-            w[r].scale += SZ_Q4_ROWS;
-        }
+        for (int i = 0; i < M; i++)
+            sums[r * M + i] += __builtin_convertvector(total[r * M + i], sz_vec) *
+                               (unit * x_scale[i]);
     }
 }
 
-/* The weights of a task: q and scale of its first block of rows, and how many vectors of rows it
- * has. later: q of the thread's next task. one_stream: whether memory is read best so. */
+/* The weights of a task: q and scale of its first block, how many columns and rows of blocks it has,
+ * and how many blocks away the next one to the right and the next one down are. later: q of the
+ * thread's next task. one_stream: whether memory is read best so, and the blocks lie so. */
 typedef struct {
     const uint8_t *q, *later;
     const uint16_t *scale;
-    int64_t across, vectors;
+    int64_t across, rows, right, down;
     bool one_stream;
 } task_weights;
 
-/* tile for any m <= MAX_TILE_ROWS, with the vectors from `first` on. Returns R, the number that it
- * computes; those past the last one repeat it. */
-static __attribute__((noinline)) int any_tile(int64_t m, int64_t first, const task_weights *t,
-                                              const int32_t *x, const float *x_scale,
-                                              const int32_t *start, sz_vec *sums)
-{
-    const int R = t->one_stream && m <= STREAM_ROWS ? VECTORS : VECTORS_OF(m);
-    const int64_t end = first + R;
-    const uint8_t *next = t->later;
-    if (end < t->vectors) next = t->q + end / VECTORS * t->across * SZ_Q4_BLOCK;
-    vector_weights w[WIDE];
-    for (int r = 0; r < R; r++) {
-        const int64_t v = sz_min64(first + r, t->vectors - 1);
-        const int64_t block = v / VECTORS * t->across;
-        const int64_t lane = v % VECTORS * SZ_LANES;
-        const uint8_t *q = t->q + block * SZ_Q4_BLOCK;
-        w[r] = (vector_weights){
-            .codes = q + lane * 4,
-            .parts = q + SZ_Q4_CODES + lane,
-            .next = next + r / VECTORS * t->across * SZ_Q4_BLOCK,
-            .scale = t->scale + block * SZ_Q4_ROWS + lane,
-        };
-    }
+/* Where a task's results go: columns from col on of some rows of y; bias may be NULL. */
+typedef struct {
+    const sz_tensor *y, *bias;
+    int64_t row, rows, col;
+} destination;
 
-    /* One instance for each m and way of reading memory. What each fetches is measured. */
-    const fetch_plan blocks = { .ahead = t->one_stream ? 2 : 1 };
-    const fetch_plan with_scales = { .ahead = 2, .scales = 8 };
+/* Stores the sums of n vectors. */
+static __attribute__((noinline)) void put(const destination *to, int64_t vector, int64_t n,
+                                          const sz_vec *sums)
+{
+    for (int64_t v = 0; v < n; v++)
+        sz_store_columns(to->y, to->bias, to->row, to->rows, to->col + (vector + v) * SZ_LANES,
+                         sums + v * to->rows);
+}
+
+/* The block that is fetched while vector v + r of R meets x in column col: `ahead` blocks on in the
+ * order in which blocks are read. */
+static inline __attribute__((always_inline)) const uint8_t *later_block(
+    const int R, const fetch_plan fetch, const bool one_stream, const task_weights *t, int64_t v,
+    int64_t r, int64_t col)
+{
+    const int64_t row = (v + r) / VECTORS;
+    const int64_t at = row * t->down + col * t->right + fetch.ahead;
+    if (one_stream) {
+        /* No branch: with one, GCC keeps pointers in memory, and one answer reads 8 % less. */
+        const int64_t all = t->across * t->rows;
+        const int64_t jump = t->later - (t->q + all * SZ_Q4_BLOCK);
+        return t->q + at * SZ_Q4_BLOCK + (-(int64_t)(at >= all) & jump);
+    }
+    const int64_t next = col + fetch.ahead - t->across;
+    if (next < 0) return t->q + at * SZ_Q4_BLOCK;
+    if (v + R < t->rows * VECTORS)
+        return t->q + ((v + R + r) / VECTORS * t->down + next) * SZ_Q4_BLOCK;
+    return t->later + (r / VECTORS * t->down + next) * SZ_Q4_BLOCK;
+}
+
+/* A task's weights times M rows of x, R vectors at once (those past the last one repeat it): a
+ * column of blocks after another if one_stream, else a row. Sums are cleared and stored vector by
+ * vector: all at once, it is long enough for the stream of weights to stop. M, R, fetch and
+ * one_stream are constants where it is inlined. */
+static inline __attribute__((always_inline)) void tile(const int M, const int R,
+                                                       const fetch_plan fetch,
+                                                       const bool one_stream, const task_weights *t,
+                                                       const int32_t *x, const float *x_scale,
+                                                       const int32_t *start, const destination *y)
+{
+    sz_vec sums[SZ_Q4_BAND * VECTORS * MAX_TILE_ROWS];
+    const int64_t vectors = t->rows * VECTORS;
+    const int64_t steps = (vectors + R - 1) / R;
+    const int64_t outer = one_stream ? t->across : steps;
+    const int64_t inner = one_stream ? steps : t->across;
+    for (int64_t o = 0; o < outer; o++)
+        for (int64_t n = 0; n < inner; n++) {
+            const int64_t col = one_stream ? o : n;
+            const int64_t v = (one_stream ? n : o) * R;
+            vector_weights w[WIDE];
+            const uint16_t *scale[WIDE];
+#pragma GCC unroll 4
+            for (int r = 0; r < R; r++) {
+                const int64_t of = R <= VECTORS || v + r < vectors ? v + r : vectors - 1;
+                const int64_t lane = of % VECTORS * SZ_LANES;
+                const int64_t at = of / VECTORS * t->down + col * t->right;
+                w[r] = (vector_weights){
+                    t->q + at * SZ_Q4_BLOCK + lane * 4,
+                    t->q + at * SZ_Q4_BLOCK + SZ_Q4_CODES + lane,
+                    later_block(R, fetch, one_stream, t, v, r, col),
+                };
+                scale[r] = t->scale + at * SZ_Q4_ROWS + lane;
+            }
+            if (col == 0)
+#pragma GCC unroll 16
+                for (int i = 0; i < R * M; i++) sums[v * M + i] = (sz_vec){ 0 };
+            block(M, R, fetch, w, scale, x + col * WORDS * M * X_WORDS, x_scale + col * M,
+                  start + col * SZ_Q4_GROUPS * M, sums + v * M);
+            if (col == t->across - 1) put(y, v, sz_min64(R, vectors - v), sums + v * M);
+        }
+}
+
+/* tile for any m <= MAX_TILE_ROWS. What each instance fetches is measured. */
+static __attribute__((noinline)) void any_tile(int64_t m, const task_weights *t, const int32_t *x,
+                                               const float *x_scale, const int32_t *start,
+                                               const destination *y)
+{
     const fetch_plan half_of_next = { .ahead = 1, .alternate = true, .scales = 8 };
-#define TILE(M, R, fetch) tile(M, R, fetch, t->across, w, x, x_scale, start, sums)
+    const fetch_plan with_scales = { .ahead = 2, .scales = 8 };
+    const fetch_plan next = { .ahead = 1 };
+#define TILE(M, R, fetch, one_stream) tile(M, R, fetch, one_stream, t, x, x_scale, start, y)
 #define CASE(M) \
     case M: \
-        if (t->one_stream && M == 1 && t->across <= SHORT_ROW) TILE(M, VECTORS, half_of_next); \
-        else if (t->one_stream && M <= STREAM_ROWS) TILE(M, VECTORS, with_scales); \
-        else if (M <= MAX_TILE_ROWS) TILE(M, VECTORS_OF(M), blocks); \
+        if (M > MAX_TILE_ROWS) break; \
+        if (!t->one_stream) TILE(M, VECTORS_OF(M), next, false); \
+        else if (M == 1) TILE(M, STREAM_VECTORS_OF(M), half_of_next, true); \
+        else TILE(M, STREAM_VECTORS_OF(M), with_scales, true); \
         break
     switch (m) {
         CASE(1);
@@ -391,7 +430,6 @@ static __attribute__((noinline)) int any_tile(int64_t m, int64_t first, const ta
     }
 #undef CASE
 #undef TILE
-    return R;
 }
 
 /* Rows first .. first + MAX_TILE_ROWS of x of the n times a task's weights, into the columns of y
@@ -401,15 +439,9 @@ static void multiply_task(const sz_call *c, const task_weights *w, int64_t col, 
 {
     const int64_t rows = sz_min64(MAX_TILE_ROWS, n - first);
     const int64_t blocks = first * w->across;
-    const int32_t *x = in->words + blocks * WORDS * X_WORDS;
-    const int32_t *start = in->start + blocks * SZ_Q4_GROUPS;
-    for (int64_t v = 0, computed; v < w->vectors; v += computed) {
-        sz_vec sums[MAX_SUMS];
-        computed = any_tile(rows, v, w, x, in->scale + blocks, start, sums);
-        for (int64_t r = 0; r < sz_min64(computed, w->vectors - v); r++)
-            sz_store_columns(c->out[0], c->in[3], first, rows, col + (v + r) * SZ_LANES,
-                             sums + r * rows);
-    }
+    const destination y = { c->out[0], c->in[3], first, rows, col };
+    any_tile(rows, w, in->words + blocks * WORDS * X_WORDS, in->scale + blocks,
+             in->start + blocks * SZ_Q4_GROUPS, &y);
 }
 
 int sz_cpu_linear_int4(const sz_call *c)
@@ -444,18 +476,21 @@ int sz_cpu_linear_int4(const sz_call *c)
                                      in.start + first * across * SZ_Q4_GROUPS + lane });
     }
 
-    /* A task is TASK_BLOCKS blocks of weights times all rows. */
+    /* A task is some rows of blocks of weights times all rows of x. */
     int64_t taken = 0;
 #pragma omp parallel if (n * k * m >= SZ_PARALLEL_FROM)
-    for (sz_task t = sz_first_task(&taken, TASK_BLOCKS); t.first < blocks;
-         sz_next_task(&t, &taken, TASK_BLOCKS)) {
+    for (sz_task t = sz_first_task(&taken, SZ_Q4_BAND); t.first < blocks;
+         sz_next_task(&t, &taken, SZ_Q4_BAND)) {
         const int64_t later = t.next < blocks ? t.next : t.first;
+        const int64_t first = sz_q4_place(t.first, 0, blocks, across);
         const task_weights w = {
-            (const uint8_t *)q->data + t.first * across * SZ_Q4_BLOCK,
-            (const uint8_t *)q->data + later * across * SZ_Q4_BLOCK,
-            sz_bf16(scale) + t.first * across * SZ_Q4_ROWS,
+            (const uint8_t *)q->data + first * SZ_Q4_BLOCK,
+            (const uint8_t *)q->data + sz_q4_place(later, 0, blocks, across) * SZ_Q4_BLOCK,
+            sz_bf16(scale) + first * SZ_Q4_ROWS,
             across,
-            sz_min64(TASK_BLOCKS, blocks - t.first) * VECTORS,
+            sz_min64(SZ_Q4_BAND, blocks - t.first),
+            sz_q4_place(t.first, 1, blocks, across) - first,
+            sz_q4_place(t.first + 1, 0, blocks, across) - first,
             sz_processor_is_zen_1_to_4(),
         };
         for (int64_t i = 0; i < n; i += MAX_TILE_ROWS)

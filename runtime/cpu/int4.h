@@ -4,7 +4,7 @@
  * is (code - 8) * part * scale, with a code from 0 to 15; part, from -15 to 15, belongs to 16
  * columns of a row, and scale bf16 [m/16, k/256, 16] to 256. A weight without its scale fits eight
  * bits, as AMX multiplies them. That is 4.5625 bits a weight.
- * q u8 [m/16, k/256, 2304] has for each block
+ * q u8 [m/16, k/256, 2304] has for each block (sz_q4_place says where; scale has the same order)
  *
  *   32 x 64 bytes   byte 4 r + b of number p: row r's codes of columns 8 p + b (the low four bits)
  *                   and 8 p + 4 + b (the high ones)
@@ -22,9 +22,11 @@
 #define SZ_INT4_H
 
 #include "int8.h"
+#include "core/processor.h"
 
 enum {
     SZ_Q4_ROWS = 16,         /* of a block */
+    SZ_Q4_BAND = 4,          /* rows of blocks that a thread takes at once */
     SZ_Q4_COLS = SZ_Q_GROUP, /* of a block */
     SZ_Q4_GROUP = 16,        /* columns that share a part */
     SZ_Q4_GROUPS = SZ_Q4_COLS / SZ_Q4_GROUP,
@@ -35,6 +37,18 @@ enum {
     SZ_Q4_PIECE = 64,               /* bytes with the codes of 8 columns */
     SZ_Q4_PIECES = SZ_Q4_GROUP / 8, /* in a group */
 };
+
+/* The place of a block in q and scale, from its row and column of blocks, of rows and across.
+ * Where memory is read best as a single stream, SZ_Q4_BAND rows of blocks (the last band may have
+ * fewer) lie column by column, so that 256 columns of x serve them all while they are in the
+ * first-level cache. Elsewhere each row of blocks lies whole. */
+static inline int64_t sz_q4_place(int64_t row, int64_t col, int64_t rows, int64_t across)
+{
+    const int64_t band = sz_processor_is_zen_1_to_4() ? SZ_Q4_BAND : 1;
+    const int64_t in_band = row % band;
+    const int64_t left = rows - (row - in_band);
+    return (row - in_band) * across + col * (left < band ? left : band) + in_band;
+}
 
 /* The group's element of the largest size becomes code 0 times each of these. */
 enum { SZ_Q4_FACTORS = 4 };

@@ -181,8 +181,9 @@ int sz_cpu_quantize_int4(const sz_call *c)
 #pragma omp parallel for schedule(static)
     for (int64_t i = 0; i < blocks; i++) {
         block_elements e;
+        const int64_t at = sz_q4_place(i / across, i % across, q->shape[0], across);
         load_block(c, i / across, i % across * SZ_Q4_COLS, &e);
-        quantize_block(&e, (uint8_t *)q->data + i * SZ_Q4_BLOCK, sz_bf16(scale) + i * SZ_Q4_ROWS);
+        quantize_block(&e, (uint8_t *)q->data + at * SZ_Q4_BLOCK, sz_bf16(scale) + at * SZ_Q4_ROWS);
     }
     return 0;
 }
@@ -216,7 +217,7 @@ int sz_cpu_dequantize_int4(const sz_call *c)
 #pragma omp parallel for schedule(static)
     for (int64_t r = 0; r < w->shape[0]; r++)
         for (int64_t i = 0; i < across; i++) {
-            const int64_t at = r / SZ_Q4_ROWS * across + i;
+            const int64_t at = sz_q4_place(r / SZ_Q4_ROWS, i, q->shape[0], across);
             const int64_t lane = r % SZ_Q4_ROWS;
             const uint8_t *block = (const uint8_t *)q->data + at * SZ_Q4_BLOCK;
             const float unit = sz_from_bf16(sz_bf16(scale)[at * SZ_Q4_ROWS + lane]);

@@ -288,12 +288,11 @@ static void open_int4(panel_piece *p, const sz_call *c, int64_t panel)
     const sz_tensor *q = c->in[1];
     p->whole = p->to;
     for (int i = 0; i < 2; i++) {
-        const int64_t block = block_of(c, panel, i) * q->shape[1] + p->from;
-        const uint8_t *codes = (const uint8_t *)q->data + block * SZ_Q4_BLOCK;
-        const uint16_t *scale = sz_bf16(c->in[2]) + block * SZ_Q4_ROWS;
+        const int64_t row = block_of(c, panel, i);
         for (int64_t g = 0; g < p->to - p->from; g++) {
-            unpack(codes + g * SZ_Q4_BLOCK, p->unpacked[i][g]);
-            sz_bf16_to_f32(p->wide[i][g], scale + g * SZ_Q4_ROWS, SZ_Q4_ROWS);
+            const int64_t at = sz_q4_place(row, p->from + g, q->shape[0], q->shape[1]);
+            unpack((const uint8_t *)q->data + at * SZ_Q4_BLOCK, p->unpacked[i][g]);
+            sz_bf16_to_f32(p->wide[i][g], sz_bf16(c->in[2]) + at * SZ_Q4_ROWS, SZ_Q4_ROWS);
         }
         p->codes[i] = p->unpacked[i][0];
         p->scale[i] = p->wide[i][0];

@@ -4,10 +4,15 @@
 #include "cpu/int4.h"
 
 /* ---- the format ---- */
+/* The place of a weight's block in q or scale. */
+static int64_t place_of(const sz_tensor *t, int64_t row, int64_t col)
+{
+    return sz_q4_place(row / SZ_Q4_ROWS, col / SZ_Q4_COLS, t->shape[0], t->shape[1]);
+}
+
 static uint8_t *block_of(const sz_tensor *q, int64_t row, int64_t col)
 {
-    const int64_t block = row / SZ_Q4_ROWS * q->shape[1] + col / SZ_Q4_COLS;
-    return (uint8_t *)q->data + block * SZ_Q4_BLOCK;
+    return (uint8_t *)q->data + place_of(q, row, col) * SZ_Q4_BLOCK;
 }
 
 /* The byte that has the code of a weight; *shift is 0 or 4. */
@@ -27,7 +32,7 @@ static int8_t *part_of(const sz_tensor *q, int64_t row, int64_t col)
 
 static int64_t scale_index(const sz_tensor *scale, int64_t row, int64_t col)
 {
-    return (row / SZ_Q4_ROWS * scale->shape[1] + col / SZ_Q4_COLS) * SZ_Q4_ROWS + row % SZ_Q4_ROWS;
+    return place_of(scale, row, col) * SZ_Q4_ROWS + row % SZ_Q4_ROWS;
 }
 
 /* A weight without its scale. */
