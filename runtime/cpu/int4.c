@@ -339,70 +339,97 @@ static __attribute__((noinline)) void put(const destination *to, int64_t vector,
                          sums + v * to->rows);
 }
 
-/* The block that is fetched while vector v + r of R meets x in column col: `ahead` blocks on in the
- * order in which blocks are read. */
-static inline __attribute__((always_inline)) const uint8_t *later_block(
-    const int R, const fetch_plan fetch, const bool one_stream, const task_weights *t, int64_t v,
-    int64_t r, int64_t col)
-{
-    const int64_t row = (v + r) / VECTORS;
-    const int64_t at = row * t->down + col * t->right + fetch.ahead;
-    if (one_stream) {
-        /* No branch: with one, GCC keeps pointers in memory, and one answer reads 8 % less. */
-        const int64_t all = t->across * t->rows;
-        const int64_t jump = t->later - (t->q + all * SZ_Q4_BLOCK);
-        return t->q + at * SZ_Q4_BLOCK + (-(int64_t)(at >= all) & jump);
-    }
-    const int64_t next = col + fetch.ahead - t->across;
-    if (next < 0) return t->q + at * SZ_Q4_BLOCK;
-    if (v + R < t->rows * VECTORS)
-        return t->q + ((v + R + r) / VECTORS * t->down + next) * SZ_Q4_BLOCK;
-    return t->later + (r / VECTORS * t->down + next) * SZ_Q4_BLOCK;
-}
-
-/* A task's weights times M rows of x, R vectors at once (those past the last one repeat it): a
- * column of blocks after another if one_stream, else a row. Sums are cleared and stored vector by
- * vector: all at once, it is long enough for the stream of weights to stop. M, R, fetch and
- * one_stream are constants where it is inlined. */
-static inline __attribute__((always_inline)) void tile(const int M, const int R,
-                                                       const fetch_plan fetch,
-                                                       const bool one_stream, const task_weights *t,
-                                                       const int32_t *x, const float *x_scale,
-                                                       const int32_t *start, const destination *y)
+/* A task's weights times M rows of x, R <= VECTORS vectors at once, one column of blocks after
+ * another: memory is read as a single stream. Sums are cleared and stored vector by vector: all at
+ * once, it is long enough for the stream to stop. M, R and fetch are constants where it is
+ * inlined, here and below. */
+static inline __attribute__((always_inline)) void tile_by_columns(
+    const int M, const int R, const fetch_plan fetch, const task_weights *t, const int32_t *x,
+    const float *x_scale, const int32_t *start, const destination *y)
 {
     sz_vec sums[SZ_Q4_BAND * VECTORS * MAX_TILE_ROWS];
-    const int64_t vectors = t->rows * VECTORS;
-    const int64_t steps = (vectors + R - 1) / R;
-    const int64_t outer = one_stream ? t->across : steps;
-    const int64_t inner = one_stream ? steps : t->across;
-    for (int64_t o = 0; o < outer; o++)
-        for (int64_t n = 0; n < inner; n++) {
-            const int64_t col = one_stream ? o : n;
-            const int64_t v = (one_stream ? n : o) * R;
+    const int64_t all = t->across * t->rows;
+    const int64_t jump = t->later - (t->q + all * SZ_Q4_BLOCK);
+    for (int64_t col = 0; col < t->across; col++) {
+        for (int64_t v = 0; v < t->rows * VECTORS; v += R) {
+            const int64_t at = v / VECTORS * t->down + col * t->right;
+            const int64_t later = at + fetch.ahead;
             vector_weights w[WIDE];
             const uint16_t *scale[WIDE];
 #pragma GCC unroll 4
             for (int r = 0; r < R; r++) {
-                const int64_t of = R <= VECTORS || v + r < vectors ? v + r : vectors - 1;
-                const int64_t lane = of % VECTORS * SZ_LANES;
-                const int64_t at = of / VECTORS * t->down + col * t->right;
+                const int64_t lane = (v + r) % VECTORS * SZ_LANES;
+                /* No branch to later: with one, GCC keeps pointers in memory, and one answer reads
+                 * 8 % less. */
                 w[r] = (vector_weights){
                     t->q + at * SZ_Q4_BLOCK + lane * 4,
                     t->q + at * SZ_Q4_BLOCK + SZ_Q4_CODES + lane,
-                    later_block(R, fetch, one_stream, t, v, r, col),
+                    t->q + later * SZ_Q4_BLOCK + (-(int64_t)(later >= all) & jump),
                 };
                 scale[r] = t->scale + at * SZ_Q4_ROWS + lane;
             }
             if (col == 0)
 #pragma GCC unroll 16
                 for (int i = 0; i < R * M; i++) sums[v * M + i] = (sz_vec){ 0 };
-            block(M, R, fetch, w, scale, x + col * WORDS * M * X_WORDS, x_scale + col * M,
-                  start + col * SZ_Q4_GROUPS * M, sums + v * M);
-            if (col == t->across - 1) put(y, v, sz_min64(R, vectors - v), sums + v * M);
+            block(M, R, fetch, w, scale, x, x_scale, start, sums + v * M);
+            if (col == t->across - 1) put(y, v, R, sums + v * M);
         }
+        x += WORDS * M * X_WORDS;
+        x_scale += M;
+        start += SZ_Q4_GROUPS * M;
+    }
 }
 
-/* tile for any m <= MAX_TILE_ROWS. What each instance fetches is measured. */
+/* The same for R <= WIDE vectors at once (those past the last one repeat it), one row of blocks
+ * after another: memory is read as a stream for each block's row. */
+static inline __attribute__((always_inline)) void tile_by_rows(
+    const int M, const int R, const fetch_plan fetch, const task_weights *t, const int32_t *x,
+    const float *x_scale, const int32_t *start, const destination *y)
+{
+    const int64_t vectors = t->rows * VECTORS;
+    for (int64_t v = 0; v < vectors; v += R) {
+        const int64_t end = v + R;
+        const uint8_t *next = end < vectors ? t->q + end / VECTORS * t->down * SZ_Q4_BLOCK
+                                            : t->later;
+        vector_weights w[WIDE];
+        const uint8_t *codes[WIDE];
+        const uint16_t *scale[WIDE];
+        for (int r = 0; r < R; r++) {
+            const int64_t of = sz_min64(v + r, vectors - 1);
+            const int64_t at = of / VECTORS * t->down;
+            const int64_t lane = of % VECTORS * SZ_LANES;
+            codes[r] = t->q + at * SZ_Q4_BLOCK + lane * 4;
+            w[r].parts = t->q + at * SZ_Q4_BLOCK + SZ_Q4_CODES + lane;
+            scale[r] = t->scale + at * SZ_Q4_ROWS + lane;
+        }
+
+        sz_vec sums[MAX_SUMS];
+#pragma GCC unroll 16
+        for (int i = 0; i < R * M; i++) sums[i] = (sz_vec){ 0 };
+        for (int64_t col = 0; col < t->across; col++) {
+            const int64_t left = t->across - col;
+#pragma GCC unroll 4
+            for (int r = 0; r < R; r++) {
+                w[r].codes = codes[r];
+                w[r].later = fetch.ahead < left
+                                 ? codes[r] + fetch.ahead * SZ_Q4_BLOCK
+                                 : next +
+                                       (r / VECTORS * t->down + fetch.ahead - left) * SZ_Q4_BLOCK;
+            }
+            block(M, R, fetch, w, scale, x + col * WORDS * M * X_WORDS, x_scale + col * M,
+                  start + col * SZ_Q4_GROUPS * M, sums);
+#pragma GCC unroll 4
+            for (int r = 0; r < R; r++) {
+                codes[r] += SZ_Q4_BLOCK;
+                w[r].parts += SZ_Q4_BLOCK;
+                scale[r] += SZ_Q4_ROWS;
+            }
+        }
+        put(y, v, sz_min64(R, vectors - v), sums);
+    }
+}
+
+/* One of these for any m <= MAX_TILE_ROWS. What each instance fetches is measured. */
 static __attribute__((noinline)) void any_tile(int64_t m, const task_weights *t, const int32_t *x,
                                                const float *x_scale, const int32_t *start,
                                                const destination *y)
@@ -410,13 +437,13 @@ static __attribute__((noinline)) void any_tile(int64_t m, const task_weights *t,
     const fetch_plan half_of_next = { .ahead = 1, .alternate = true, .scales = 8 };
     const fetch_plan with_scales = { .ahead = 2, .scales = 8 };
     const fetch_plan next = { .ahead = 1 };
-#define TILE(M, R, fetch, one_stream) tile(M, R, fetch, one_stream, t, x, x_scale, start, y)
+#define TILE(by, M, R, fetch) tile_by_##by(M, R, fetch, t, x, x_scale, start, y)
 #define CASE(M) \
     case M: \
         if (M > MAX_TILE_ROWS) break; \
-        if (!t->one_stream) TILE(M, VECTORS_OF(M), next, false); \
-        else if (M == 1) TILE(M, STREAM_VECTORS_OF(M), half_of_next, true); \
-        else TILE(M, STREAM_VECTORS_OF(M), with_scales, true); \
+        if (!t->one_stream) TILE(rows, M, VECTORS_OF(M), next); \
+        else if (M == 1) TILE(columns, M, STREAM_VECTORS_OF(M), half_of_next); \
+        else TILE(columns, M, STREAM_VECTORS_OF(M), with_scales); \
         break
     switch (m) {
         CASE(1);
