@@ -283,7 +283,8 @@ static inline __attribute__((always_inline)) void group(const int M, const int R
     }
 }
 
-/* R vectors of weights times M rows of x over a block: adds to sums [R][M]. scale: the vectors'. */
+/* R vectors of weights times M rows of x over a block: adds to sums [R][M]. scale: one pointer for
+ * each vector. */
 static inline __attribute__((always_inline)) void block(const int M, const int R,
                                                         const fetch_plan fetch,
                                                         const vector_weights *w,
@@ -316,7 +317,7 @@ static inline __attribute__((always_inline)) void block(const int M, const int R
 
 /* The weights of a task: q and scale of its first block, how many columns and rows of blocks it has,
  * and how many blocks away the next one to the right and the next one down are. later: q of the
- * thread's next task. one_stream: whether memory is read best so, and the blocks lie so. */
+ * thread's next task. one_stream: the blocks lie in a band, which is read as one stream. */
 typedef struct {
     const uint8_t *q, *later;
     const uint16_t *scale;
@@ -340,9 +341,9 @@ static __attribute__((noinline)) void put(const destination *to, int64_t vector,
 }
 
 /* A task's weights times M rows of x, R <= VECTORS vectors at once, one column of blocks after
- * another: memory is read as a single stream. Sums are cleared and stored vector by vector: all at
- * once, it is long enough for the stream to stop. M, R and fetch are constants where it is
- * inlined, here and below. */
+ * another: memory is read as a single stream. Each vector's sums are cleared and stored on their own.
+ * Doing all of them together takes so long that the stream stops. M, R and fetch are constants in
+ * each inlined copy, here and below. */
 static inline __attribute__((always_inline)) void tile_by_columns(
     const int M, const int R, const fetch_plan fetch, const task_weights *t, const int32_t *x,
     const float *x_scale, const int32_t *start, const destination *y)
@@ -381,7 +382,7 @@ static inline __attribute__((always_inline)) void tile_by_columns(
 }
 
 /* The same for R <= WIDE vectors at once (those past the last one repeat it), one row of blocks
- * after another: memory is read as a stream for each block's row. */
+ * after another: memory is read as several streams, one for each row of blocks. */
 static inline __attribute__((always_inline)) void tile_by_rows(
     const int M, const int R, const fetch_plan fetch, const task_weights *t, const int32_t *x,
     const float *x_scale, const int32_t *start, const destination *y)
@@ -407,14 +408,12 @@ static inline __attribute__((always_inline)) void tile_by_rows(
 #pragma GCC unroll 16
         for (int i = 0; i < R * M; i++) sums[i] = (sz_vec){ 0 };
         for (int64_t col = 0; col < t->across; col++) {
-            const int64_t left = t->across - col;
+            const int64_t past = col + fetch.ahead - t->across;
 #pragma GCC unroll 4
             for (int r = 0; r < R; r++) {
                 w[r].codes = codes[r];
-                w[r].later = fetch.ahead < left
-                                 ? codes[r] + fetch.ahead * SZ_Q4_BLOCK
-                                 : next +
-                                       (r / VECTORS * t->down + fetch.ahead - left) * SZ_Q4_BLOCK;
+                w[r].later = past < 0 ? codes[r] + fetch.ahead * SZ_Q4_BLOCK
+                                      : next + (r / VECTORS * t->down + past) * SZ_Q4_BLOCK;
             }
             block(M, R, fetch, w, scale, x + col * WORDS * M * X_WORDS, x_scale + col * M,
                   start + col * SZ_Q4_GROUPS * M, sums);

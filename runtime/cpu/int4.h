@@ -41,7 +41,9 @@ enum {
 /* The place of a block in q and scale, from its row and column of blocks, of rows and across.
  * Where memory is read best as a single stream, SZ_Q4_BAND rows of blocks (the last band may have
  * fewer) lie column by column, so that 256 columns of x serve them all while they are in the
- * first-level cache. Elsewhere each row of blocks lies whole. */
+ * first-level cache. Elsewhere each row of blocks lies whole, as packed_amx.c expects where it
+ * fetches. So q and scale are for the kind of processor that made them: they must not be saved or
+ * sent to another host. */
 static inline int64_t sz_q4_place(int64_t row, int64_t col, int64_t rows, int64_t across)
 {
     const int64_t band = sz_processor_is_zen_1_to_4() ? SZ_Q4_BAND : 1;

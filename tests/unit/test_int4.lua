@@ -33,6 +33,32 @@ check.case("weights are off by 7.4 %", function()
   check.near(off, 0.0740, 0.0008, "relative error")
 end)
 
+check.case("every 16 rows are as if they were alone", function()
+  -- Where a block lies depends on all rows (sz_q4_place), but not what is in it. Alone, 16 rows have
+  -- one possible order. 4 + 4 + 2 and 4 + 1 rows of blocks, the last one not full; 3 and 1 columns.
+  for _, shape in ipairs { { 150, 600 }, { 80, 256 }, { 16, 600 } } do
+    local m, k = shape[1], shape[2]
+    local w = tensor.randn { m, k }
+    local q, scale = w:quantize_int4(nil, nil)
+    local rounded = q:dequantize_int4(scale, m, k, 0)
+    for _, n in ipairs { 1, 2, 3, 5, 8, 11 } do
+      local x = tensor.randn { n, k }
+      local y = x:linear_int4(q, scale, nil, m)
+      for first = 0, m - 1, 16 do
+        local rows = math.min(16, m - first)
+        local q_alone, scale_alone = w:slice(0, first, rows):quantize_int4(nil, nil)
+        local what = ("%dx%d, rows from %d, n=%d"):format(m, k, first, n)
+        local weights = q_alone:dequantize_int4(scale_alone, rows, k, 0)
+        local products = x:linear_int4(q_alone, scale_alone, nil, rows)
+        check.equal((rounded:slice(0, first, rows) - weights):sum_squares():item(), 0,
+          what .. ": weights")
+        check.equal((y:slice(1, first, rows) - products):sum_squares():item(), 0,
+          what .. ": products")
+      end
+    end
+  end
+end)
+
 check.case("weights that are not finite make their results NaN, and no others", function()
   local w = tensor.randn { 20, 200 }
   tensor.data(w)[3 * 200 + 150] = 1 / 0
