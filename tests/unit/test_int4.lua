@@ -41,7 +41,7 @@ check.case("every 16 rows are as if they were alone", function()
     local w = tensor.randn { m, k }
     local q, scale = w:quantize_int4(nil, nil)
     local rounded = q:dequantize_int4(scale, m, k, 0)
-    for _, n in ipairs { 1, 2, 3, 5, 8, 11 } do
+    for _, n in ipairs { 1, 2, 3, 5, 6, 8, 11, 12, 21 } do
       local x = tensor.randn { n, k }
       local y = x:linear_int4(q, scale, nil, m)
       for first = 0, m - 1, 16 do
