@@ -427,6 +427,7 @@ static inline void sz_columns_attend(sz_columns *b, const sz_attention_args *a, 
         /* Scores, softmax and output of each panel. */
         for (int64_t c = 0; c < b->n; c += SZ_PANEL) {
             int64_t width = sz_panel_width(b, c);
+            int64_t used = sz_min64(b->n - c, SZ_PANEL);
             int64_t seen = count;
             float *q = b->q + c * dim;
             float *o = b->o + c * dim;
@@ -434,13 +435,13 @@ static inline void sz_columns_attend(sz_columns *b, const sz_attention_args *a, 
                 seen = sz_panel_sees(b, c, width, j0, count);
                 if (seen <= 0) continue;
             }
-            sz_tile(seen, width, dim, k_tile, ldk, 1, q, SZ_PANEL, b->s, SZ_PANEL, SZ_SET,
-                    &b->ahead);
+            sz_tile_few(seen, used, dim, k_tile, ldk, 1, q, SZ_PANEL, b->s, SZ_PANEL, SZ_SET,
+                        &b->ahead);
             if (masked && b->limit[c] < j0 + seen) sz_panel_mask(b, b->s, c, j0, seen, width);
             sz_panel_softmax(b, c, seen, width);
             int32_t *fresh = b->fresh + c / SZ_PANEL;
-            sz_tile(dim, width, seen, v_tile, 1, ldv, b->s, SZ_PANEL, o, SZ_PANEL,
-                    *fresh ? SZ_SET : SZ_CHAIN, &b->ahead);
+            sz_tile_few(dim, used, seen, v_tile, 1, ldv, b->s, SZ_PANEL, o, SZ_PANEL,
+                        *fresh ? SZ_SET : SZ_CHAIN, &b->ahead);
             *fresh = 0;
         }
     }

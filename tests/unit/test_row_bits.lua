@@ -1,5 +1,5 @@
--- test_row_bits.lua - a row's product with a weight has the same bits however many rows there are.
--- So an answer does not depend on how many others decode with it.
+-- test_row_bits.lua - a row's product with a weight, and an answer's attention, have the same bits
+-- however many there are. So an answer does not depend on how many others decode with it.
 --
 --   ./segzero tests/unit/test_row_bits.lua
 --
@@ -48,6 +48,26 @@ for name, make in pairs(PRODUCTS) do
       end
       check.equal(table.concat(differ, " "), "",
         ("[%d, %d]: numbers of rows whose bits differ"):format(m, k))
+    end
+  end)
+end
+
+-- Columns of attention are the query heads that share keys, of all answers: 4, 8, 12, ...
+for _, dtype in ipairs { "f32", "bf16" } do
+  check.case(dtype .. ": an answer's attention does not depend on the others", function()
+    local answers, prompt, own, dim = 9, 300, 7, 64
+    local how = { heads = 8, kv_heads = 2, head_dim = dim, causal = true, scale = dim ^ -0.5 }
+    local keys = tensor.randn({ prompt + answers * own, 2 * dim }, { dtype = dtype })
+    local values = tensor.randn({ prompt + answers * own, 2 * dim }, { dtype = dtype })
+    local q = tensor.randn({ answers, 8 * dim }, { dtype = dtype })
+    local function attention(n)
+      local rows = {}
+      for i = 0, n - 1 do rows[i + 1] = { i, 1, prompt + i * own, own, 0, prompt } end
+      return q:narrow(0, n):attention_cached(keys, values, tensor.new(rows, { dtype = "i32" }), how)
+    end
+    local want = attention(answers)
+    for n = 1, answers - 1 do
+      check.ok(bits(attention(n), n) == bits(want, n), n .. " answers")
     end
   end)
 end
