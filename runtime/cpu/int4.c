@@ -325,6 +325,9 @@ static inline __attribute__((always_inline)) void tile_by_rows(
     }
 }
 
+/* CASE(1) to CASE(8) of a switch. */
+#define CASES_TO_8 CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) CASE(7) CASE(8)
+
 /* A tile for any m <= MOST_BY_ROWS; below, for any m <= MAX_TILE_ROWS. What each instance fetches
  * is measured. */
 static __attribute__((noinline)) void any_by_rows(int64_t m, const task_weights *t,
@@ -336,16 +339,9 @@ static __attribute__((noinline)) void any_by_rows(int64_t m, const task_weights 
     case M: \
         if (M > MOST_BY_ROWS) break; \
         tile_by_rows(M, VECTORS_OF(M), next, t, x, x_scale, start, y); \
-        break
+        break;
     switch (m) {
-        CASE(1);
-        CASE(2);
-        CASE(3);
-        CASE(4);
-        CASE(5);
-        CASE(6);
-        CASE(7);
-        CASE(8);
+        CASES_TO_8
     }
 #undef CASE
 }
@@ -361,20 +357,9 @@ static __attribute__((noinline)) void any_by_columns(int64_t m, const task_weigh
         if (M > MAX_TILE_ROWS) break; \
         tile_by_columns(M, STREAM_VECTORS_OF(M), M == 1 ? half_of_next : with_scales, t, x, \
                         x_scale, start, y); \
-        break
+        break;
     switch (m) {
-        CASE(1);
-        CASE(2);
-        CASE(3);
-        CASE(4);
-        CASE(5);
-        CASE(6);
-        CASE(7);
-        CASE(8);
-        CASE(9);
-        CASE(10);
-        CASE(11);
-        CASE(12);
+        CASES_TO_8 CASE(9) CASE(10) CASE(11) CASE(12)
     }
 #undef CASE
 }
