@@ -4,7 +4,7 @@
  *     sz_tile(m, n, k, a, a_row, a_col, b, ldb, c, ldc, add, ahead)
  *                                       C[m x n] (+)= A[m x k] B[k x n]; add: SZ_SET, SZ_CHAIN,
  *                                       SZ_ADD
- *     sz_tile_few(...)                  the same; with AVX-512, at most 8 columns take half the time
+ *     sz_tile_few(...)                  the same, with AVX-512 faster for at most 8 columns
  *
  * A has row stride a_row and column stride a_col, one of which is 1: so a transposed A costs
  * nothing. B and C are row-major. n is rounded up to a multiple of SZ_LANES: B and C must have that
@@ -73,7 +73,7 @@ static inline void sz_ahead_next(sz_ahead *ahead)
     ahead->back = -ahead->lines * SZ_LINE;
 }
 
-/* What a block of the product fetches while it runs: a copy of the list's place. */
+/* Where a list is. A block of the product keeps it in registers while it runs. */
 typedef struct {
     const char *line;
     ptrdiff_t step;
@@ -98,7 +98,7 @@ static inline __attribute__((always_inline)) void sz_ahead_fetch(sz_ahead *ahead
     at->line += --ahead->rows > 0 ? ahead->gap : ahead->back;
 }
 
-/* Where it ended. */
+/* Puts the place back into the list. */
 static inline __attribute__((always_inline)) void sz_ahead_end(sz_ahead *ahead,
                                                                const sz_ahead_place *at)
 {
@@ -229,7 +229,7 @@ typedef sz_half_floats sz_half_floats_any __attribute__((aligned(4), may_alias))
 
 static inline sz_half_floats sz_half_load(const float *p) { return *(const sz_half_floats_any *)p; }
 
-/* A block of rows x SZ_HALF_LANES, twice as fast as whole vectors where those take two cycles. The
+/* A block of rows x SZ_HALF_LANES. Zen 4 computes two half vectors in the time of a whole one. The
  * other half of C becomes a copy. */
 static inline __attribute__((always_inline)) void sz_tile_half_block(
     const int rows, const int by_row, int64_t k, const float *restrict a, ptrdiff_t lda,
@@ -277,8 +277,8 @@ static inline __attribute__((always_inline)) void sz_tile_half_strip(
 #undef SZ_TILE_STEP
 }
 
-/* sz_tile, but up to SZ_HALF_LANES columns are computed in half vectors; the other half of C
- * becomes a copy of them. */
+/* sz_tile, but if n is at most SZ_HALF_LANES, half vectors are computed, and columns from
+ * SZ_HALF_LANES on become copies of the first ones. */
 static __attribute__((noinline, unused)) void sz_tile_few(int64_t m, int64_t n, int64_t k,
                                                           const float *a, ptrdiff_t a_row,
                                                           ptrdiff_t a_col, const float *b,

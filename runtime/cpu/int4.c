@@ -45,18 +45,15 @@ enum {
 };
 
 /* Tiles that read one row of blocks after another have up to MOST_BY_ROWS rows of x. The others
- * multiply codes by parts first from PARTS_FIRST_FROM rows on. */
+ * multiply codes by parts first from PARTS_FIRST_FROM rows on.
+ * AT_ONCE(R): how many of a tile's R vectors are multiplied by x together. With VNNI one, since
+ * each product reads x from memory and more sums would not fit the registers; codes times parts
+ * need that too. Elsewhere all of them, so that x is loaded once. */
 #if defined(__AVX512VNNI__)
 enum { MOST_BY_ROWS = 8, PARTS_FIRST_FROM = 6 };
-#else
-enum { MOST_BY_ROWS = MAX_TILE_ROWS, PARTS_FIRST_FROM = MAX_TILE_ROWS + 1 };
-#endif
-
-/* Vectors of weights of a tile's R whose sums of 16 are made at once: where x comes from memory in
- * each multiplication, more would only need more registers. Codes times parts are one vector's. */
-#ifdef __AVX512VNNI__
 #define AT_ONCE(R) 1
 #else
+enum { MOST_BY_ROWS = MAX_TILE_ROWS, PARTS_FIRST_FROM = MAX_TILE_ROWS + 1 };
 #define AT_ONCE(R) (R)
 #endif
 
@@ -89,7 +86,7 @@ static void quantize_x(const sz_tensor *x, int64_t i, int64_t rows, int64_t acro
             all += out.start[g * rows] = sz_q4_start(codes + g * SZ_Q4_GROUP);
         out.start[SZ_Q4_GROUPS * rows] = all * (SZ_Q4_BYTE_ZERO / SZ_Q4_ZERO);
         for (int64_t j = 0; j < WORDS; j++)
-            sz_q4_put_word(out.words + j * rows * SZ_Q4_X_WORDS, codes + 4 * j);
+            sz_put_word(out.words + j * rows * SZ_Q4_X_WORDS, codes + 4 * j, SZ_Q4_X_WORDS);
         out.scale += rows;
         out.start += STARTS * rows;
         out.words += WORDS * rows * SZ_Q4_X_WORDS;
@@ -187,7 +184,7 @@ static inline __attribute__((always_inline)) void block(
 {
     /* Integer totals of the block. */
     sz_ivec total[MAX_SUMS];
-#pragma GCC unroll 24
+#pragma GCC unroll 16
     for (int i = 0; i < R * M; i++)
         total[i] = (parts_first ? start[SZ_Q4_GROUPS * M + i % M] : 0) - (sz_ivec){ 0 };
     for (int g = 0; g < SZ_Q4_GROUPS; g++) {

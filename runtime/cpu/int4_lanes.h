@@ -1,7 +1,7 @@
 /* int4_lanes.h - what each kind of processor does with one vector of 4-bit weights.
  *
  *   sz_q4_unpack, sz_q4_load_parts, sz_q4_load_scale    weights from memory
- *   sz_q4_put_word, sz_q4_start                         codes of x as the products read them
+ *   sz_q4_start                                         what a sum begins with, from codes of x
  *   sz_q4_dot4, sz_q4_add_parts                         sums of products, times the parts
  *   sz_q4_times_part                                    the parts first, then sz_q4_dot4
  *
@@ -35,18 +35,6 @@ typedef int8_t sz_part_vec __attribute__((vector_size(SZ_LANES), aligned(1), may
 typedef uint16_t sz_scale_vec __attribute__((vector_size(2 * SZ_LANES), aligned(2), may_alias));
 
 /* ---- x ---- */
-
-/* Four codes as sz_q4_dot4 reads them: as they are, or the even and then the odd ones in 16 bits
- * each. */
-static inline void sz_q4_put_word(int32_t *to, const int8_t *codes)
-{
-    if (SZ_Q4_X_WORDS == 1) {
-        memcpy(to, codes, 4);
-    } else {
-        int16_t pairs[4] = { codes[0], codes[2], codes[1], codes[3] };
-        memcpy(to, pairs, 4 * SZ_Q4_X_WORDS);
-    }
-}
 
 /* The start of 16 codes: one sum, or one of the first two and one of the last two of each word. */
 static inline int32_t sz_q4_start(const int8_t *codes)

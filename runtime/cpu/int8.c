@@ -164,17 +164,6 @@ typedef struct {
     int32_t *start;
 } quantized_rows;
 
-/* Four codes as dot4 reads them: as they are, or the even and then the odd ones in 16 bits each. */
-static inline void put_word(int32_t *to, const int8_t *codes)
-{
-    if (X_WORDS == 1) {
-        memcpy(to, codes, 4);
-    } else {
-        int16_t pairs[4] = { codes[0], codes[2], codes[1], codes[3] };
-        memcpy(to, pairs, 4 * X_WORDS);
-    }
-}
-
 /* Quantizes row i of x; rows: of its block, which is the distance between neighbours in the
  * results. */
 static void quantize_x(const sz_tensor *x, int64_t i, int64_t rows, int64_t words, int64_t groups,
@@ -185,7 +174,7 @@ static void quantize_x(const sz_tensor *x, int64_t i, int64_t rows, int64_t word
         const int32_t sum = sz_quantize_group(x, i, g, codes, &out.scale[g * rows]);
         out.start[g * rows] = -SZ_Q_ZERO * sum;
         for (int64_t j = 0; j < sz_min64(SZ_Q_WORDS, words - g * SZ_Q_WORDS); j++)
-            put_word(out.words + (g * SZ_Q_WORDS + j) * rows * X_WORDS, codes + 4 * j);
+            sz_put_word(out.words + (g * SZ_Q_WORDS + j) * rows * X_WORDS, codes + 4 * j, X_WORDS);
     }
 }
 

@@ -80,4 +80,16 @@ static inline int32_t sz_quantize_group(const sz_tensor *x, int64_t i, int64_t g
     return sum;
 }
 
+/* Four codes as products read them: in one word as they are, or in two words, the even and then the
+ * odd ones in 16 bits each. */
+static inline void sz_put_word(int32_t *to, const int8_t *codes, const int words)
+{
+    if (words == 1) {
+        memcpy(to, codes, 4);
+    } else {
+        const int16_t pairs[4] = { codes[0], codes[2], codes[1], codes[3] };
+        memcpy(to, pairs, sizeof pairs);
+    }
+}
+
 #endif

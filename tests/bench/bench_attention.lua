@@ -6,8 +6,10 @@
 --
 -- Prints one JSON object a line: GFLOP/s of each shape, `limit` the rate of the product. Two
 -- operations for each multiply-add; the backward pass counts its five products. The median of the
--- ratios of `best` pairs is given, because the speed of a shared machine drifts.
--- Left out: decoding, which is bound by memory (bench.lua).
+-- ratios of `best` pairs is given, because the speed of a shared machine drifts. `us`: microseconds.
+-- decode_A_P_K is A answers of one query each, over a prompt of P keys and K keys of their own. It
+-- goes through the caches of 40 layers, so that keys come from memory, and gives one layer's time.
+-- Left out: decoding of a whole model (bench.lua).
 
 local core = require "segzero.core.ffi"
 local tensor = require "segzero.core.tensor"
@@ -74,21 +76,24 @@ local side = 1024
 local a, b = random({ side, side }, "f32"), random({ side, side }, "f32")
 local function product() return 2 * side ^ 3 / time(function() a:linear(b) end) / 1e9 end
 
--- Runs f and the product in turn; prints the medians.
-local function measure(name, flops, f)
+-- Runs f, which does `flops` operations `times` over (default 1), and the product in turn. Prints
+-- the medians.
+local function measure(name, flops, f, times)
   f()
   product()
   local rates, limits, ratios = {}, {}, {}
   for i = 1, tonumber(opts.best) do
     local limit = product()
-    rates[i] = flops / time(f) / 1e9
+    rates[i] = (times or 1) * flops / time(f) / 1e9
     limits[i] = (limit + product()) / 2
     ratios[i] = rates[i] / limits[i]
   end
   for _, list in ipairs { rates, limits, ratios } do table.sort(list) end
   local middle = math.ceil(#rates / 2)
-  print(('{"name": "%s", "value": %.1f, "unit": "GFLOP/s", "limit": %.1f, "ratio": %.3f}'):format(
-    name, rates[middle], limits[middle], ratios[middle]))
+  local row = '{"name": "%s", "value": %.1f, "unit": "GFLOP/s", "limit": %.1f, "ratio": %.3f, '
+    .. '"us": %.1f}'
+  local us = flops / rates[middle] / 1e3
+  print(row:format(name, rates[middle], limits[middle], ratios[middle], us))
   io.flush()
 end
 
@@ -121,5 +126,35 @@ for _, shape in ipairs(SHAPES) do
         scale)
     end)
     for _, t in ipairs { qkv, segments, out, lse, dout } do t:free() end
+  end
+end
+
+-- ---- decoding: answers, keys of the prompt, own keys of each answer ----
+local LAYERS = 40
+local HEADS, GROUPS, DIM = 16, 2, 128
+
+for _, shape in ipairs { { 1, 1000, 20 }, { 8, 1000, 20 }, { 8, 100, 500 } } do
+  local answers, prompt, own = unpack(shape)
+  local name = ("decode_%d_%d_%d"):format(answers, prompt, own)
+  if not opts.only or opts.only == name then
+    local q = random({ answers, HEADS * DIM }, opts.dtype)
+    local rows = {}
+    local keys = {}
+    local values = {}
+    for i = 0, answers - 1 do rows[i + 1] = { i, 1, prompt + i * own, own, 0, prompt } end
+    for i = 1, LAYERS do
+      keys[i] = random({ prompt + answers * own, GROUPS * DIM }, opts.dtype)
+      values[i] = random({ prompt + answers * own, GROUPS * DIM }, opts.dtype)
+    end
+    local segments = tensor.new(rows, { dtype = "i32" })
+    local how = { heads = HEADS, kv_heads = GROUPS, head_dim = DIM, causal = true,
+      scale = DIM ^ -0.5 }
+    local flops = 4 * answers * (prompt + own) * HEADS * DIM
+    measure(name, flops, function()
+      for i = 1, LAYERS do q:attention_cached(keys[i], values[i], segments, how) end
+    end, LAYERS)
+    for _, list in ipairs { keys, values, { q, segments } } do
+      for _, t in ipairs(list) do t:free() end
+    end
   end
 end
