@@ -6,9 +6,10 @@
 --
 -- Prints one JSON object a line: GFLOP/s of each shape, `limit` the rate of the product. Two
 -- operations for each multiply-add; the backward pass counts its five products. The median of the
--- ratios of `best` pairs is given, because the speed of a shared machine drifts. `us`: microseconds.
--- decode_A_P_K is A answers of one query each, over a prompt of P keys and K keys of their own. It
--- goes through the caches of 40 layers, so that keys come from memory, and gives one layer's time.
+-- ratios of `best` pairs is given, because the speed of a shared machine drifts. `us` is
+-- microseconds. decode_A_P_K is A answers of one query each, over a prompt of P keys and K keys of
+-- their own. It goes through the caches of 40 layers, so that keys come from memory, and gives one
+-- layer's time.
 -- Left out: decoding of a whole model (bench.lua).
 
 local core = require "segzero.core.ffi"
