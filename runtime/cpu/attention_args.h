@@ -10,8 +10,9 @@
 #include <unistd.h>
 
 enum {
-    SZ_PANEL = 32, /* columns of a panel (attention_tile.h) */
-    SZ_KEYS = 96,  /* keys of a tile */
+    SZ_PANEL = 32,              /* columns of a panel (attention_tile.h) */
+    SZ_KEYS = 96,               /* keys of a tile */
+    SZ_IN_PLACE = 2 * SZ_PANEL, /* columns up to which a tile's rows are not copied */
 };
 
 typedef struct {

@@ -77,16 +77,15 @@ static void merge(const sz_columns *parent, int64_t from, sz_columns *own)
     }
 }
 
-/* The queries of a short segment, as rows of b from column `from` on. */
-static void load_rows(sz_columns *b, int64_t from, const sz_attention_args *a,
-                      const sz_segment_row *s, int64_t group)
+/* Makes the queries of a short segment columns of b from number `from` on. */
+static void take_queries(sz_columns *b, int64_t from, const sz_attention_args *a,
+                         const sz_segment_row *s, int64_t group)
 {
     int64_t col = a->q_col + group * a->share * a->dim;
-    sz_rows_load(b->rows + from * b->ld, b->ld, a->q, s->q_start, s->q_len, col, a->share, a->dim,
-                 b->q_scale);
+    sz_columns_take(b, from, a->q, s->q_start, s->q_len, col, a->share);
 }
 
-/* Starts a block with the first n of its rows. */
+/* Starts a block with n columns, whose queries have been taken. */
 static void start_rows(sz_columns *b, int64_t n)
 {
     sz_columns_pack(b, n);
@@ -120,7 +119,7 @@ static void run_short(const sz_attention_args *a, sz_tensor *out, const cached_t
     /* The queries of all of them over the parent's keys. */
     for (int64_t i = 0; i < t->n; i++) {
         sz_segment_row s = sz_segment_get(a->segments, key[i].segment);
-        load_rows(&w->parent, columns, a, &s, t->group);
+        take_queries(&w->parent, columns, a, &s, t->group);
         columns += s.q_len * a->share;
     }
     start_rows(&w->parent, columns);
@@ -131,7 +130,7 @@ static void run_short(const sz_attention_args *a, sz_tensor *out, const cached_t
     int64_t first_column = 0;
     for (int64_t i = 0; i < t->n; i++) {
         sz_segment_row s = sz_segment_get(a->segments, key[i].segment);
-        load_rows(&w->own, 0, a, &s, t->group);
+        take_queries(&w->own, 0, a, &s, t->group);
         start_rows(&w->own, s.q_len * a->share);
         sz_columns_attend_own(&w->own, a, &s, t->group, 0);
         finish_rows(&w->own);

@@ -3,7 +3,8 @@
  * A column is one query of one head. In rows its D elements are next to each other; in panels
  * [D][SZ_PANEL], one panel after the other, columns are side by side (attention_tile.h). A move is
  * a transpose of squares of SZ_LANES x SZ_LANES in registers, and multiplies on the way.
- * Leaves out: bf16, which is converted to rows of f32 first.
+ * Leaves out: bf16. It is converted to rows of f32 first, or has panels of its own
+ * (attention_bf16.h).
  */
 #ifndef SZ_ATTENTION_PANEL_H
 #define SZ_ATTENTION_PANEL_H

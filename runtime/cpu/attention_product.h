@@ -1,10 +1,12 @@
-/* attention_product.h - a register-blocked f32 product for operands that fit the cache. While it
+/* attention_product.h - a register-blocked product for operands that fit the cache. While it
  * computes, it fetches what the thread reads next.
  *
  *     sz_tile(m, n, k, a, a_row, a_col, b, ldb, c, ldc, add, ahead)
  *                                       C[m x n] (+)= A[m x k] B[k x n]; add: SZ_SET, SZ_CHAIN,
  *                                       SZ_ADD
  *     sz_tile_few(...)                  the same, with AVX-512 faster for at most 8 columns
+ *     sz_tile_pairs(...)                sz_tile_few of words of two numbers of bf16: two such
+ *                                       products for each k (bf16_words.h)
  *
  * A has row stride a_row and column stride a_col, one of which is 1: so a transposed A costs
  * nothing. B and C are row-major. n is rounded up to a multiple of SZ_LANES: B and C must have that
@@ -15,7 +17,9 @@
 #ifndef SZ_ATTENTION_PRODUCT_H
 #define SZ_ATTENTION_PRODUCT_H
 
+#include "bf16_words.h"
 #include "gemm_tile.h"
+#include <stdbool.h>
 
 /* ---- what is read next ---- */
 
@@ -111,13 +115,37 @@ static inline __attribute__((always_inline)) void sz_ahead_end(sz_ahead *ahead,
 /* What becomes of C: the product is stored, or the sums begin with C, or C grows by the product. */
 enum { SZ_SET, SZ_CHAIN, SZ_ADD };
 
+/* What A and B hold. SZ_PAIRS is for SZ_HAS_PAIRS alone. */
+typedef enum { SZ_FLOATS, SZ_PAIRS } sz_tile_form;
+
+/* The element of A at `at` in all lanes. */
+static inline __attribute__((always_inline)) sz_vec sz_tile_spread(const sz_tile_form form,
+                                                                   const float *at)
+{
+#ifdef SZ_HAS_PAIRS
+    if (form == SZ_PAIRS) return sz_pairs_spread(at);
+#endif
+    (void)form;
+    return sz_vec_all(*at);
+}
+
+static inline __attribute__((always_inline)) sz_vec sz_tile_add(const sz_tile_form form, sz_vec sum,
+                                                                sz_vec x, sz_vec b)
+{
+#ifdef SZ_HAS_PAIRS
+    if (form == SZ_PAIRS) return sz_pairs_add(sum, x, b);
+#endif
+    (void)form;
+    return sum + x * b;
+}
+
 /* A block of rows x (vectors * SZ_LANES). A's rows are lda apart if by_row, else its columns. rows,
- * vectors and by_row are constants where it is inlined, so that the sums become registers and the
- * elements of A are found from few addresses. */
+ * vectors, form and by_row are constants where it is inlined, so that the sums become registers and
+ * the elements of A are found from few addresses. */
 static inline __attribute__((always_inline)) void sz_tile_block(
-    const int rows, const int vectors, const int by_row, int64_t k, const float *restrict a,
-    ptrdiff_t lda, const float *restrict b, ptrdiff_t ldb, float *restrict c, ptrdiff_t ldc,
-    int add, sz_ahead *ahead)
+    const int rows, const int vectors, const sz_tile_form form, const int by_row, int64_t k,
+    const float *restrict a, ptrdiff_t lda, const float *restrict b, ptrdiff_t ldb,
+    float *restrict c, ptrdiff_t ldc, int add, sz_ahead *ahead)
 {
     sz_vec sum[SZ_TILE_ROWS][2];
     const float *row[4] = { a, a + 3 * lda, a + 6 * lda, a + 9 * lda }; /* used if by_row */
@@ -137,9 +165,9 @@ static inline __attribute__((always_inline)) void sz_tile_block(
         sz_vec b1 = vectors > 1 ? sz_vec_load(b + SZ_LANES) : b0;
 #pragma GCC unroll 16
         for (int i = 0; i < rows; i++) {
-            sz_vec x = sz_vec_all(by_row ? row[i / 3][i % 3 * lda] : a[i]);
-            sum[i][0] += x * b0;
-            if (vectors > 1) sum[i][1] += x * b1;
+            sz_vec x = sz_tile_spread(form, by_row ? row[i / 3] + i % 3 * lda : a + i);
+            sum[i][0] = sz_tile_add(form, sum[i][0], x, b0);
+            if (vectors > 1) sum[i][1] = sz_tile_add(form, sum[i][1], x, b1);
         }
         if (by_row) row[0]++, row[1]++, row[2]++, row[3]++;
         else a += lda;
@@ -163,32 +191,38 @@ static inline __attribute__((always_inline)) void sz_tile_block(
 
 /* The largest blocks as functions of their own: inlined among others, or for known strides, gcc
  * keeps addresses in vector registers and parts of B in memory. */
-static __attribute__((noipa, unused)) void sz_tile_rows(int64_t k, const float *a, ptrdiff_t lda,
-                                                        const float *b, ptrdiff_t ldb, float *c,
-                                                        ptrdiff_t ldc, int add, sz_ahead *ahead)
-{
-    sz_tile_block(SZ_TILE_ROWS, 2, 1, k, a, lda, b, ldb, c, ldc, add, ahead);
-}
-
-static __attribute__((noipa, unused)) void sz_tile_columns(int64_t k, const float *a, ptrdiff_t lda,
-                                                           const float *b, ptrdiff_t ldb, float *c,
-                                                           ptrdiff_t ldc, int add, sz_ahead *ahead)
-{
-    sz_tile_block(SZ_TILE_ROWS, 2, 0, k, a, lda, b, ldb, c, ldc, add, ahead);
-}
+#define SZ_TILE_LARGEST(name, form, by_row) \
+    static __attribute__((noipa, unused)) void name(int64_t k, const float *a, ptrdiff_t lda, \
+                                                    const float *b, ptrdiff_t ldb, float *c, \
+                                                    ptrdiff_t ldc, int add, sz_ahead *ahead) \
+    { \
+        sz_tile_block(SZ_TILE_ROWS, 2, form, by_row, k, a, lda, b, ldb, c, ldc, add, ahead); \
+    }
+SZ_TILE_LARGEST(sz_tile_rows, SZ_FLOATS, 1)
+SZ_TILE_LARGEST(sz_tile_columns, SZ_FLOATS, 0)
+#ifdef SZ_HAS_PAIRS
+SZ_TILE_LARGEST(sz_tile_rows_pairs, SZ_PAIRS, 1)
+SZ_TILE_LARGEST(sz_tile_columns_pairs, SZ_PAIRS, 0)
+#endif
+#undef SZ_TILE_LARGEST
 
 /* All m rows of a strip of `vectors` vectors: the largest blocks first. */
 static inline __attribute__((always_inline)) void sz_tile_strip(
-    const int vectors, const int by_row, int64_t m, int64_t k, const float *a, ptrdiff_t lda,
-    const float *b, ptrdiff_t ldb, float *c, ptrdiff_t ldc, int add, sz_ahead *ahead)
+    const int vectors, const sz_tile_form form, const int by_row, int64_t m, int64_t k,
+    const float *a, ptrdiff_t lda, const float *b, ptrdiff_t ldb, float *c, ptrdiff_t ldc, int add,
+    sz_ahead *ahead)
 {
     const ptrdiff_t a_row = by_row ? lda : 1;
 #define SZ_TILE_STEP(rows) \
-    sz_tile_block(rows, vectors, by_row, k, a, lda, b, ldb, c, ldc, add, ahead), \
+    sz_tile_block(rows, vectors, form, by_row, k, a, lda, b, ldb, c, ldc, add, ahead), \
         a += (rows)*a_row, c += (rows)*ldc, m -= (rows)
     for (; vectors == 2 && m >= SZ_TILE_ROWS; m -= SZ_TILE_ROWS) {
-        if (by_row) sz_tile_rows(k, a, lda, b, ldb, c, ldc, add, ahead);
-        else sz_tile_columns(k, a, lda, b, ldb, c, ldc, add, ahead);
+        if (form == SZ_FLOATS && by_row) sz_tile_rows(k, a, lda, b, ldb, c, ldc, add, ahead);
+        else if (form == SZ_FLOATS) sz_tile_columns(k, a, lda, b, ldb, c, ldc, add, ahead);
+#ifdef SZ_HAS_PAIRS
+        else if (by_row) sz_tile_rows_pairs(k, a, lda, b, ldb, c, ldc, add, ahead);
+        else sz_tile_columns_pairs(k, a, lda, b, ldb, c, ldc, add, ahead);
+#endif
         a += SZ_TILE_ROWS * a_row;
         c += SZ_TILE_ROWS * ldc;
     }
@@ -202,12 +236,12 @@ static inline __attribute__((always_inline)) void sz_tile_strip(
 
 /* All strips. */
 static inline __attribute__((always_inline)) void sz_tile_strips(
-    const int by_row, int64_t m, int64_t n, int64_t k, const float *a, ptrdiff_t lda,
-    const float *b, ptrdiff_t ldb, float *c, ptrdiff_t ldc, int add, sz_ahead *ahead)
+    const sz_tile_form form, const int by_row, int64_t m, int64_t n, int64_t k, const float *a,
+    ptrdiff_t lda, const float *b, ptrdiff_t ldb, float *c, ptrdiff_t ldc, int add, sz_ahead *ahead)
 {
     for (; n > SZ_LANES; n -= 2 * SZ_LANES, b += 2 * SZ_LANES, c += 2 * SZ_LANES)
-        sz_tile_strip(2, by_row, m, k, a, lda, b, ldb, c, ldc, add, ahead);
-    if (n > 0) sz_tile_strip(1, by_row, m, k, a, lda, b, ldb, c, ldc, add, ahead);
+        sz_tile_strip(2, form, by_row, m, k, a, lda, b, ldb, c, ldc, add, ahead);
+    if (n > 0) sz_tile_strip(1, form, by_row, m, k, a, lda, b, ldb, c, ldc, add, ahead);
 }
 
 static __attribute__((noinline, unused)) void sz_tile(int64_t m, int64_t n, int64_t k,
@@ -216,25 +250,37 @@ static __attribute__((noinline, unused)) void sz_tile(int64_t m, int64_t n, int6
                                                       ptrdiff_t ldb, float *c, ptrdiff_t ldc,
                                                       int add, sz_ahead *ahead)
 {
-    if (a_col == 1) sz_tile_strips(1, m, n, k, a, a_row, b, ldb, c, ldc, add, ahead);
-    else sz_tile_strips(0, m, n, k, a, a_col, b, ldb, c, ldc, add, ahead);
+    if (a_col == 1) sz_tile_strips(SZ_FLOATS, 1, m, n, k, a, a_row, b, ldb, c, ldc, add, ahead);
+    else sz_tile_strips(SZ_FLOATS, 0, m, n, k, a, a_col, b, ldb, c, ldc, add, ahead);
 }
 
 /* ---- few columns ---- */
 
-#if defined(__AVX512F__)
+#ifdef SZ_HAS_WORDS
 enum { SZ_HALF_LANES = SZ_LANES / 2 };
-typedef float sz_half_floats __attribute__((vector_size(4 * SZ_HALF_LANES)));
 typedef sz_half_floats sz_half_floats_any __attribute__((aligned(4), may_alias));
 
 static inline sz_half_floats sz_half_load(const float *p) { return *(const sz_half_floats_any *)p; }
 
+/* sum + x * b, x being the element of A at `at`. */
+static inline __attribute__((always_inline)) sz_half_floats sz_half_add(const sz_tile_form form,
+                                                                        sz_half_floats sum,
+                                                                        const float *at,
+                                                                        sz_half_floats b)
+{
+#ifdef SZ_HAS_PAIRS
+    if (form == SZ_PAIRS) return sz_pairs_add_half(sum, at, b);
+#endif
+    (void)form;
+    return sum + *at * b;
+}
+
 /* A block of rows x SZ_HALF_LANES. Zen 4 computes two half vectors in the time of a whole one. The
  * other half of C becomes a copy. */
 static inline __attribute__((always_inline)) void sz_tile_half_block(
-    const int rows, const int by_row, int64_t k, const float *restrict a, ptrdiff_t lda,
-    const float *restrict b, ptrdiff_t ldb, float *restrict c, ptrdiff_t ldc, int add,
-    sz_ahead *ahead)
+    const int rows, const sz_tile_form form, const int by_row, int64_t k, const float *restrict a,
+    ptrdiff_t lda, const float *restrict b, ptrdiff_t ldb, float *restrict c, ptrdiff_t ldc,
+    int add, sz_ahead *ahead)
 {
     sz_half_floats sum[SZ_TILE_ROWS];
     const float *row[4] = { a, a + 3 * lda, a + 6 * lda, a + 9 * lda }; /* used if by_row */
@@ -246,7 +292,8 @@ static inline __attribute__((always_inline)) void sz_tile_half_block(
     for (int64_t p = k; p > 0; p--) {
         const sz_half_floats b0 = sz_half_load(b);
 #pragma GCC unroll 16
-        for (int i = 0; i < rows; i++) sum[i] += (by_row ? row[i / 3][i % 3 * lda] : a[i]) * b0;
+        for (int i = 0; i < rows; i++)
+            sum[i] = sz_half_add(form, sum[i], by_row ? row[i / 3] + i % 3 * lda : a + i, b0);
         if (by_row) row[0]++, row[1]++, row[2]++, row[3]++;
         else a += lda;
         b += ldb;
@@ -264,13 +311,13 @@ static inline __attribute__((always_inline)) void sz_tile_half_block(
 
 /* All m rows of a strip of half a vector. */
 static inline __attribute__((always_inline)) void sz_tile_half_strip(
-    const int by_row, int64_t m, int64_t k, const float *a, ptrdiff_t lda, const float *b,
-    ptrdiff_t ldb, float *c, ptrdiff_t ldc, int add, sz_ahead *ahead)
+    const sz_tile_form form, const int by_row, int64_t m, int64_t k, const float *a, ptrdiff_t lda,
+    const float *b, ptrdiff_t ldb, float *c, ptrdiff_t ldc, int add, sz_ahead *ahead)
 {
     const ptrdiff_t a_row = by_row ? lda : 1;
 #define SZ_TILE_STEP(rows) \
-    sz_tile_half_block(rows, by_row, k, a, lda, b, ldb, c, ldc, add, ahead), a += (rows)*a_row, \
-        c += (rows)*ldc, m -= (rows)
+    sz_tile_half_block(rows, form, by_row, k, a, lda, b, ldb, c, ldc, add, ahead), \
+        a += (rows)*a_row, c += (rows)*ldc, m -= (rows)
     while (m >= SZ_TILE_ROWS) SZ_TILE_STEP(SZ_TILE_ROWS);
     while (m >= 4) SZ_TILE_STEP(4);
     while (m >= 1) SZ_TILE_STEP(1);
@@ -286,11 +333,32 @@ static __attribute__((noinline, unused)) void sz_tile_few(int64_t m, int64_t n, 
                                                           int add, sz_ahead *ahead)
 {
     if (n > SZ_HALF_LANES) sz_tile(m, n, k, a, a_row, a_col, b, ldb, c, ldc, add, ahead);
-    else if (a_col == 1) sz_tile_half_strip(1, m, k, a, a_row, b, ldb, c, ldc, add, ahead);
-    else sz_tile_half_strip(0, m, k, a, a_col, b, ldb, c, ldc, add, ahead);
+    else if (a_col == 1)
+        sz_tile_half_strip(SZ_FLOATS, 1, m, k, a, a_row, b, ldb, c, ldc, add, ahead);
+    else sz_tile_half_strip(SZ_FLOATS, 0, m, k, a, a_col, b, ldb, c, ldc, add, ahead);
 }
 #else
 #define sz_tile_few sz_tile
+#endif
+
+/* ---- pairs ---- */
+
+#ifdef SZ_HAS_PAIRS
+/* The sizes and strides are those of words. */
+static __attribute__((noinline, unused)) void sz_tile_pairs(int64_t m, int64_t n, int64_t k,
+                                                            const void *a, ptrdiff_t a_row,
+                                                            ptrdiff_t a_col, const void *b,
+                                                            ptrdiff_t ldb, float *c, ptrdiff_t ldc,
+                                                            int add, sz_ahead *ahead)
+{
+    const bool few = n <= SZ_HALF_LANES;
+    const ptrdiff_t lda = a_col == 1 ? a_row : a_col;
+    if (few && a_col == 1)
+        sz_tile_half_strip(SZ_PAIRS, 1, m, k, a, lda, b, ldb, c, ldc, add, ahead);
+    else if (few) sz_tile_half_strip(SZ_PAIRS, 0, m, k, a, lda, b, ldb, c, ldc, add, ahead);
+    else if (a_col == 1) sz_tile_strips(SZ_PAIRS, 1, m, n, k, a, lda, b, ldb, c, ldc, add, ahead);
+    else sz_tile_strips(SZ_PAIRS, 0, m, n, k, a, lda, b, ldb, c, ldc, add, ahead);
+}
 #endif
 
 #endif

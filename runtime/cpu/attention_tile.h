@@ -5,8 +5,9 @@
  * block's query c / share, where share = H / G query heads see the same keys. Columns are stored in
  * panels of SZ_PANEL, side by side in vectors: queries [D][32], scores [keys][32], output [D][32].
  * So the scores are K q, their maxima and sums are plain vector arithmetic, and neither K nor V is
- * ever transposed, except for AMX (attention_amx.h). A column's arithmetic does not depend on its
- * neighbours.
+ * ever transposed, except for AMX (attention_amx.h). Where the processor multiplies bf16 well,
+ * queries, keys, values and exponentials are bf16 (attention_bf16.h). A column's arithmetic does
+ * not depend on its neighbours.
  * Leaves out: threads, and which thread computes which block.
  */
 #ifndef SZ_ATTENTION_TILE_H
@@ -14,12 +15,12 @@
 
 #include "attention_amx.h"
 #include "attention_args.h"
+#include "attention_pairs.h"
 #include "attention_panel.h"
 #include "attention_product.h"
+#include "gemm.h"
 #include "vecmath.h"
 #include <math.h>
-
-enum { SZ_IN_PLACE = 2 * SZ_PANEL }; /* columns up to which keys and values are not copied */
 
 /* ---- moving rows ---- */
 
@@ -99,33 +100,35 @@ static inline void sz_ahead_rows(sz_ahead *ahead, const sz_tensor *t, int64_t ro
 /* Buffers of one thread. Columns from n on pad the last panel to whole vectors; their results are
  * not used. */
 typedef struct {
-    int64_t n, width; /* columns in use, and the same rounded up to SZ_LANES */
-    int64_t dim;      /* D */
-    int64_t ld;       /* length of a row in rows: D rounded up to SZ_LANES */
-    float *q, *o;     /* panels: scaled queries; output not yet divided by sum */
-    float q_scale;    /* by which queries are multiplied when they are loaded */
-    float s_scale;    /* by which the softmax multiplies scores */
-    float max_unit;   /* what 1 in max is worth: ln 2 with AMX, else 1 */
-    float *max, *sum; /* [columns] running maximum and sum of exponentials */
-    float *exact_sum; /* [columns] the same before AMX rounds them; else sum itself */
-    float *factor;    /* [columns] by which the output is multiplied at the end */
-    float *rows;      /* [columns][ld] row-major copies where they are needed */
-    float *s;         /* [SZ_KEYS][32] scores of one panel */
-    float *k, *v;     /* [SZ_KEYS][D] */
-    int32_t *limit;   /* [columns] own keys that a column sees; ascending */
-    sz_ahead ahead;   /* what is fetched while this block is computed */
-    bool fetch_keys;  /* fetch the next tile of keys: they do not stay in the cache */
-    int32_t *fresh;   /* [panels] whether the panel has seen no key yet: o is not set */
-    bool amx;         /* q, k, v and p are tiles of bf16 (attention_amx.h) */
-    float *s2;        /* for AMX: the next panel's scores, */
-    uint16_t *p;      /* and [SZ_KEYS][32] softmax of one panel */
+    int64_t n, width;        /* columns in use, and the same rounded up to SZ_LANES */
+    int64_t dim;             /* D */
+    int64_t ld;              /* length of a row in rows: D rounded up to SZ_LANES */
+    float *q, *o;            /* panels: scaled queries; output not yet divided by sum */
+    float q_scale;           /* by which queries are multiplied when they are loaded */
+    float s_scale;           /* by which the softmax multiplies scores */
+    float max_unit;          /* what 1 in max is worth: ln 2 in bf16, else 1 */
+    float *max, *sum;        /* [columns] running maximum and sum of exponentials */
+    float *exact_sum;        /* [columns] the same before bf16 rounds them; else sum itself */
+    float *factor;           /* [columns] by which the output is multiplied at the end */
+    float *rows;             /* [columns][ld] row-major copies where they are needed */
+    const uint16_t **source; /* [columns] for bf16: where each has its D numbers */
+    float *s;                /* [SZ_KEYS][32] scores of one panel */
+    float *k, *v;            /* [SZ_KEYS][D]; for bf16 left operands */
+    int32_t *limit;          /* [columns] own keys that a column sees; ascending */
+    sz_ahead ahead;          /* what is fetched while this block is computed */
+    bool fetch_keys;         /* fetch the next tile of keys: they do not stay in the cache */
+    int32_t *fresh;          /* [panels] whether the panel has seen no key yet: o is not set */
+    bool bf16;               /* q, k, v and p are operands in bf16 (attention_bf16.h) */
+    float *s2;               /* for bf16: the next panel's scores, */
+    uint16_t *p;             /* and [SZ_KEYS][32] softmax of one panel */
 } sz_columns;
 
-/* Whether products in bf16 have AMX's tiles. */
-static inline bool sz_attends_with_amx(const sz_attention_args *a)
+/* Whether products are those of attention_bf16.h. */
+static inline bool sz_attends_in_bf16(const sz_attention_args *a)
 {
-#ifdef SZ_AMX
-    return a->q->dtype == SZ_BF16 && a->dim % SZ_AMX_TILE == 0 && a->scale > 0;
+#ifdef SZ_HAS_WORDS
+    const bool fits = a->dim >= 16 && a->dim % SZ_HEAD_STEP == 0 && a->scale > 0;
+    return a->q->dtype == SZ_BF16 && fits && sz_gemm_multiplies_bf16();
 #else
     (void)a;
     return false;
@@ -137,10 +140,10 @@ static inline size_t sz_columns_bytes(const sz_attention_args *a)
 {
     int64_t columns = sz_columns_most(a);
     int64_t ld = sz_round_up(a->dim, 16);
-    int64_t per_column = 2 * a->dim + ld + 5;
+    int64_t per_column = 2 * a->dim + ld + 5 + (int64_t)sizeof(uint16_t *) / 4;
     int64_t per_key = 2 * SZ_PANEL + 2 * a->dim + SZ_PANEL / 2;
     int64_t panels = columns / SZ_PANEL;
-    int64_t floats = columns * per_column + panels + SZ_KEYS * per_key + 14 * 16;
+    int64_t floats = columns * per_column + panels + SZ_KEYS * per_key + 15 * 16;
     return (size_t)sz_round_up(4 * floats, 64);
 }
 
@@ -159,18 +162,19 @@ static inline void sz_columns_place(sz_columns *b, char *memory, const sz_attent
     int64_t dim = a->dim;
     sz_ahead_clear(&b->ahead);
     b->fetch_keys = true;
-    b->amx = sz_attends_with_amx(a);
-    b->q_scale = b->amx ? 1 : a->scale;
-    b->s_scale = b->amx ? a->scale : 1;
-    b->max_unit = b->amx ? 0.693147181f : 1;
+    b->bf16 = sz_attends_in_bf16(a);
+    b->q_scale = b->bf16 ? 1 : a->scale;
+    b->s_scale = b->bf16 ? a->scale : 1;
+    b->max_unit = b->bf16 ? 0.693147181f : 1;
     b->dim = dim;
     b->ld = sz_round_up(dim, 16);
     b->q = sz_carve(&memory, columns * dim);
     b->o = sz_carve(&memory, columns * dim);
     b->rows = sz_carve(&memory, columns * b->ld);
+    b->source = (const uint16_t **)sz_carve(&memory, columns * (int64_t)sizeof *b->source / 4);
     b->max = sz_carve(&memory, columns);
     b->sum = sz_carve(&memory, columns);
-    b->exact_sum = b->amx ? sz_carve(&memory, columns) : b->sum;
+    b->exact_sum = b->bf16 ? sz_carve(&memory, columns) : b->sum;
     b->factor = sz_carve(&memory, columns);
     b->limit = (int32_t *)sz_carve(&memory, columns);
     b->fresh = (int32_t *)sz_carve(&memory, columns / SZ_PANEL);
@@ -181,20 +185,34 @@ static inline void sz_columns_place(sz_columns *b, char *memory, const sz_attent
     b->p = (uint16_t *)sz_carve(&memory, SZ_KEYS * SZ_PANEL / 2);
 }
 
-/* Sets q to the queries of n columns, which are in rows. */
+/* Takes rows of t, whose heads share a group's keys, as columns from number `from` on:
+ * t[row + i, col + j * dim + d] for i < rows, j < share. In bf16 their places are kept until
+ * sz_columns_pack. */
+static inline void sz_columns_take(sz_columns *b, int64_t from, const sz_tensor *t, int64_t row,
+                                   int64_t rows, int64_t col, int64_t share)
+{
+    if (!b->bf16) {
+        sz_rows_load(b->rows + from * b->ld, b->ld, t, row, rows, col, share, b->dim, b->q_scale);
+        return;
+    }
+    const uint16_t *first = sz_bf16(t) + row * sz_cols(t) + col;
+    for (int64_t i = 0; i < rows; i++, first += sz_cols(t))
+        for (int64_t j = 0; j < share; j++) b->source[from++] = first + j * b->dim;
+}
+
+/* Sets q to the queries of n columns, which have been taken. */
 static inline void sz_columns_pack(sz_columns *b, int64_t n)
 {
-#ifdef SZ_AMX
-    if (b->amx) {
-        sz_amx_pack_queries((uint16_t *)b->q, b->rows, b->ld, n, b->dim);
+#ifdef SZ_HAS_WORDS
+    if (b->bf16) {
+        sz_bf16_pack_columns((uint16_t *)b->q, b->source, n, b->dim);
         return;
     }
 #endif
     sz_panels_pack(b->q, &(sz_column_rows){ b->rows, b->ld, 1, b->dim }, n, b->dim, 1);
 }
 
-/* Sets q to the queries in t's rows, whose heads share a group's keys: t[row + i, col + j * dim +
- * d] for i < rows, j < share. */
+/* Sets q to the queries that sz_columns_take would take. */
 static inline void sz_columns_load(sz_columns *b, const sz_tensor *t, int64_t row, int64_t rows,
                                    int64_t col, int64_t share)
 {
@@ -204,7 +222,7 @@ static inline void sz_columns_load(sz_columns *b, const sz_tensor *t, int64_t ro
         sz_panels_pack(b->q, &(sz_column_rows){ base, cols, share, b->dim }, rows * share, b->dim,
                        b->q_scale);
     } else {
-        sz_rows_load(b->rows, b->ld, t, row, rows, col, share, b->dim, b->q_scale);
+        sz_columns_take(b, 0, t, row, rows, col, share);
         sz_columns_pack(b, rows * share);
     }
 }
@@ -295,88 +313,103 @@ static inline int64_t sz_panel_sees(const sz_columns *b, int64_t c, int64_t widt
     return last < count ? last : count;
 }
 
-#ifdef SZ_AMX
-/* A tile of keys and values, packed for AMX. */
+/* Lets the tile of keys that begins with key number `next` be fetched while this one is used. */
+static inline void sz_columns_fetch(sz_columns *b, const sz_attention_args *a, int64_t group,
+                                    int64_t key_row, int64_t next, int64_t key_count)
+{
+    if (!b->fetch_keys || next >= key_count) return;
+    const int64_t rows = sz_min64(key_count - next, SZ_KEYS);
+    const int64_t first = group * b->dim;
+    sz_ahead_clear(&b->ahead);
+    sz_ahead_rows(&b->ahead, a->v, key_row + next, rows, a->v_col + first, b->dim);
+    sz_ahead_rows(&b->ahead, a->k, key_row + next, rows, a->k_col + first, b->dim);
+}
+
+#ifdef SZ_HAS_WORDS
+/* A tile of keys, and how the block's columns see it. */
 typedef struct {
-    const uint16_t *k, *v;
+    sz_bf16_keys keys;
     int64_t first, count; /* its first key's number, and how many there are */
     bool masked;
-} sz_amx_keys;
+} sz_seen_keys;
 
 /* How many of a tile's keys some column of the panel at c sees. */
-static inline int64_t sz_amx_sees(const sz_columns *b, const sz_amx_keys *t, int64_t c)
+static inline int64_t sz_keys_seen(const sz_columns *b, const sz_seen_keys *t, int64_t c)
 {
     if (!t->masked) return t->count;
     return sz_panel_sees(b, c, sz_panel_width(b, c), t->first, t->count);
 }
 
 /* Scores of the panel at c into s. */
-static inline void sz_amx_panel_scores(const sz_columns *b, const sz_amx_keys *t, int64_t c,
-                                       float *s)
+static inline void sz_bf16_panel_scores(sz_columns *b, const sz_seen_keys *t, int64_t c, float *s)
 {
-    const int64_t width = sz_panel_width(b, c);
-    const uint16_t *q = (const uint16_t *)b->q + c * sz_amx_inner(b->dim);
-    sz_amx_scores(s, t->k, q, sz_amx_sees(b, t, c), width, b->dim);
+    const uint16_t *q = (const uint16_t *)b->q + c * sz_bf16_inner(b->dim);
+    sz_bf16_scores(s, &t->keys, q, sz_keys_seen(b, t, c), sz_min64(b->n - c, SZ_PANEL), b->dim,
+                   &b->ahead);
 }
 
 /* The panel's softmax into p; its earlier output is rescaled. */
-static inline void sz_amx_panel_softmax(sz_columns *b, const sz_amx_keys *t, int64_t c, float *s)
+static inline void sz_bf16_panel_softmax(sz_columns *b, const sz_seen_keys *t, int64_t c, float *s)
 {
     const int64_t width = sz_panel_width(b, c);
-    const int64_t seen = sz_amx_sees(b, t, c);
+    const int64_t seen = sz_keys_seen(b, t, c);
     if (t->masked && b->limit[c] < t->first + seen) sz_panel_mask(b, s, c, t->first, seen, width);
-    for (int64_t x = 0; x < width; x += SZ_AMX_TILE) {
-        const __m512 shrink = sz_amx_softmax(b->p + x * SZ_AMX_INNER, s + x, seen, b->s_scale,
-                                             b->max + c + x, b->sum + c + x, b->exact_sum + c + x);
+    for (int64_t x = 0; x < width; x += SZ_WORDS) {
+        uint16_t *p = b->p + x / SZ_WORDS * SZ_RIGHT_HALF;
+        const __m512 shrink = sz_bf16_softmax(p, s + x, seen, b->s_scale, b->max + c + x,
+                                              b->sum + c + x, b->exact_sum + c + x);
         if (!b->fresh[c / SZ_PANEL]) sz_panel_shrink(b->o + c * b->dim + x, b->dim, (sz_vec)shrink);
     }
 }
 
 /* Adds the panel's output. */
-static inline void sz_amx_panel_output(sz_columns *b, const sz_amx_keys *t, int64_t c)
+static inline void sz_bf16_panel_output(sz_columns *b, const sz_seen_keys *t, int64_t c)
 {
     int32_t *fresh = b->fresh + c / SZ_PANEL;
-    sz_amx_output(b->o + c * b->dim, t->v, b->p, sz_amx_sees(b, t, c), sz_panel_width(b, c), b->dim,
-                  !*fresh);
+    sz_bf16_output(b->o + c * b->dim, &t->keys, b->p, sz_keys_seen(b, t, c),
+                   sz_min64(b->n - c, SZ_PANEL), b->dim, !*fresh, &b->ahead);
     *fresh = 0;
 }
 
-/* sz_columns_attend in bf16 with AMX. The scores of the next panel are computed between a panel's
- * softmax and its output: a tile that was just written is loaded slowly. */
-static inline void sz_columns_attend_amx(sz_columns *b, const sz_attention_args *a, int64_t group,
-                                         int64_t key_row, int64_t key_count, bool masked)
+/* sz_columns_attend in bf16. The next panel's scores are computed between a panel's softmax and its
+ * output: AMX is slow to load a tile that was just written. */
+static inline void sz_columns_attend_bf16(sz_columns *b, const sz_attention_args *a, int64_t group,
+                                          int64_t key_row, int64_t key_count, bool masked)
 {
     const int64_t dim = b->dim;
     const int64_t ldk = sz_cols(a->k);
     const int64_t ldv = sz_cols(a->v);
-    uint16_t *k = (uint16_t *)b->k;
-    uint16_t *v = (uint16_t *)b->v;
+    const uint16_t *k = sz_bf16(a->k) + key_row * ldk + a->k_col + group * dim;
+    const uint16_t *v = sz_bf16(a->v) + key_row * ldv + a->v_col + group * dim;
     float *s = b->s;
     float *next_s = b->s2;
 
-    sz_amx_begin();
+    sz_bf16_begin();
     for (int64_t j0 = 0; j0 < key_count; j0 += SZ_KEYS) {
         const int64_t count = sz_min64(key_count - j0, SZ_KEYS);
-        const uint16_t *k_rows = sz_bf16(a->k) + (key_row + j0) * ldk + a->k_col + group * dim;
-        const uint16_t *v_rows = sz_bf16(a->v) + (key_row + j0) * ldv + a->v_col + group * dim;
-        const sz_amx_keys t = { k, v, j0, count, masked };
-        sz_amx_pack_keys(k, k_rows, ldk, count, dim, v_rows, ldv);
-        sz_amx_pack_values(v, v_rows, ldv, count, dim);
+        const sz_bf16_rows rows = { k + j0 * ldk, v + j0 * ldv, ldk, ldv };
+        const sz_seen_keys t = {
+            .keys = sz_bf16_load((uint16_t *)b->k, (uint16_t *)b->v, &rows, count, dim, b->n),
+            .first = j0,
+            .count = count,
+            .masked = masked,
+        };
+        sz_columns_fetch(b, a, group, key_row, j0 + SZ_KEYS, key_count);
 
         /* From the first panel that sees any of them on. */
         int64_t c = 0;
-        while (c < b->n && sz_amx_sees(b, &t, c) <= 0) c += SZ_PANEL;
-        if (c < b->n) sz_amx_panel_scores(b, &t, c, s);
+        while (c < b->n && sz_keys_seen(b, &t, c) <= 0) c += SZ_PANEL;
+        if (c < b->n) sz_bf16_panel_scores(b, &t, c, s);
         for (; c < b->n; c += SZ_PANEL) {
-            sz_amx_panel_softmax(b, &t, c, s);
-            if (c + SZ_PANEL < b->n) sz_amx_panel_scores(b, &t, c + SZ_PANEL, next_s);
-            sz_amx_panel_output(b, &t, c);
+            sz_bf16_panel_softmax(b, &t, c, s);
+            if (c + SZ_PANEL < b->n) sz_bf16_panel_scores(b, &t, c + SZ_PANEL, next_s);
+            sz_bf16_panel_output(b, &t, c);
             float *done = s;
             s = next_s;
             next_s = done;
         }
     }
-    sz_amx_end();
+    sz_bf16_end();
 }
 #endif
 
@@ -390,9 +423,9 @@ static inline void sz_columns_attend(sz_columns *b, const sz_attention_args *a, 
     int64_t dim = b->dim;
     int64_t k_col = a->k_col + group * dim;
     int64_t v_col = a->v_col + group * dim;
-#ifdef SZ_AMX
-    if (b->amx) {
-        sz_columns_attend_amx(b, a, group, key_row, key_count, masked);
+#ifdef SZ_HAS_WORDS
+    if (b->bf16) {
+        sz_columns_attend_bf16(b, a, group, key_row, key_count, masked);
         return;
     }
 #endif
@@ -415,14 +448,7 @@ static inline void sz_columns_attend(sz_columns *b, const sz_attention_args *a, 
             sz_rows_load(b->v, dim, v, key_row + j0, count, v_col, 1, dim, 1);
         }
 
-        /* Fetch the next one. */
-        int64_t next = j0 + SZ_KEYS;
-        if (b->fetch_keys && next < key_count) {
-            int64_t rows = sz_min64(key_count - next, SZ_KEYS);
-            sz_ahead_clear(&b->ahead);
-            sz_ahead_rows(&b->ahead, v, key_row + next, rows, v_col, dim);
-            sz_ahead_rows(&b->ahead, k, key_row + next, rows, k_col, dim);
-        }
+        sz_columns_fetch(b, a, group, key_row, j0 + SZ_KEYS, key_count);
 
         /* Scores, softmax and output of each panel. */
         for (int64_t c = 0; c < b->n; c += SZ_PANEL) {

@@ -23,13 +23,13 @@ enum { HAS_AMX = 1 };
 enum { HAS_AMX = 0 };
 #endif
 
-/* With AMX in gemm_amx.c, else in oneDNN and gemm_skinny.c. Intel's AVX512-BF16 without AMX is
- * slower than f32, 105 against 159 GFLOP/s on Granite Rapids; on AMD's Zen 4 and 5 it is twice as
- * fast. A set of instructions has the bits of those that it contains. */
+/* With AMX in gemm_amx.c, else in oneDNN, gemm_skinny.c and attention_pairs.h. Intel's AVX512-BF16
+ * without AMX is slower than f32, 105 against 159 GFLOP/s on Granite Rapids; on AMD's Zen 4 and 5
+ * it is twice as fast. A set of instructions has the bits of those that it contains. */
 bool sz_gemm_multiplies_bf16(void)
 {
     if (HAS_AMX) return true;
-    static int known = -1;
+    static _Atomic int known = -1;
     if (known < 0) {
         const unsigned needed = dnnl_cpu_isa_avx512_core_bf16;
         known = (dnnl_get_effective_cpu_isa() & needed) == needed && !sz_processor_is_intel();

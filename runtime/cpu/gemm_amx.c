@@ -63,8 +63,8 @@ static inline void load_tile(__m512i r[SZ_AMX_TILE], const operand *x, int64_t a
     const int64_t some = sz_min64(SZ_AMX_TILE, x->count - at);
     const int64_t inner = sz_min64(STEP, k - p);
     if (x->inner_is_row) load_rows(r, x->data + at * x->ld + p, x->ld, some, inner);
-    else sz_amx_load_pairs(r, x->data + p * x->ld + at, x->ld, some, inner);
-    if (x->inner_is_row != want_rows) sz_amx_transpose(r);
+    else sz_words_load_pairs(r, x->data + p * x->ld + at, x->ld, some, inner);
+    if (x->inner_is_row != want_rows) sz_words_transpose(r);
 }
 
 /* Columns from `first` on of the right operand as tiles: [columns / 32][k / 32][2][16 x 16
@@ -81,7 +81,7 @@ static void pack_right(uint16_t *to, const operand *x, int64_t first, int64_t co
                 if (first + c < x->count) load_tile(r, x, first + c, p, k, false);
                 const int64_t panel = c - c % PANEL;
                 uint16_t *tile = to + panel * padded + p * PANEL + (c - panel) * STEP;
-                sz_amx_store(tile, STEP, r);
+                sz_words_store(tile, STEP, r);
             }
 }
 
@@ -110,7 +110,7 @@ static void pack_left(uint16_t *to, const operand *x, int64_t first, int64_t row
         for (int64_t p = 0; p < padded; p += STEP) {
             __m512i r[SZ_AMX_TILE] = { { 0 } };
             if (first + i < x->count) load_tile(r, x, first + i, from + p, k, true);
-            sz_amx_store(to + i * padded + p, padded, r);
+            sz_words_store(to + i * padded + p, padded, r);
         }
 }
 
@@ -319,7 +319,7 @@ static inline void put(const block_place *to, int64_t row, int64_t column, __m51
     if (to->bias) v = _mm512_add_ps(v, _mm512_maskz_loadu_ps(mask, to->bias + column));
     if (to->add) v = _mm512_add_ps(v, _mm512_maskz_loadu_ps(mask, c));
     if (to->dtype == SZ_F32) _mm512_mask_storeu_ps(c, mask, v);
-    else _mm256_mask_storeu_epi16(c, mask, sz_amx_to_bf16(v));
+    else _mm256_mask_storeu_epi16(c, mask, sz_words_round_16(v));
 }
 
 /* Stores the sums [32][32] of the block; transposed: C's rows are their columns. */
@@ -330,7 +330,7 @@ static void store_block(const block_place *to, const float *sums, bool transpose
             const float *from = transposed ? sums + j * PANEL + i : sums + i * PANEL + j;
             __m512i r[SZ_AMX_TILE];
             for (int l = 0; l < SZ_AMX_TILE; l++) r[l] = _mm512_load_si512(from + l * PANEL);
-            if (transposed) sz_amx_transpose(r);
+            if (transposed) sz_words_transpose(r);
             const int64_t rows = sz_min64(SZ_AMX_TILE, to->rows - i);
             if (rows == SZ_AMX_TILE) {
 #pragma GCC unroll 16

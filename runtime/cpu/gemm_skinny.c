@@ -18,6 +18,7 @@
  * first (in order for f32 weights); zeros up to whole blocks.
  * Leaves out: other products than x w^T. Measurements: docs/speed.md.
  */
+#include "bf16_words.h"
 #include "gemm.h"
 #include "gemm_tile.h"
 #include "tasks.h"
@@ -40,10 +41,6 @@ enum { PASS_ROWS = ROWS_X };
 
 /* What is multiplied: f32, bf16 that is widened to f32, or bf16 in pairs. */
 typedef enum { FULL, WIDENED, PAIRS } form;
-
-#if defined(__AVX512F__) && !defined(SZ_AMX)
-#define HAS_PAIRS
-#endif
 
 /* How many vectors of x a block of columns has. */
 #define HALVES(form) ((form) == PAIRS ? 1 : 2)
@@ -72,16 +69,12 @@ static inline __attribute__((always_inline)) sz_vec load_half(const char *src, c
     return (sz_vec)(both & ODD_MASK);
 }
 
-/* sum + a * b in each lane; of pairs, both products. GCC has the instruction only in functions for
- * processors that all have it. */
+/* sum + a * b in each lane; of pairs, both products. */
 static inline __attribute__((always_inline)) sz_vec add_product(sz_vec sum, sz_vec a, sz_vec b,
                                                                 const form f)
 {
-#ifdef HAS_PAIRS
-    if (f == PAIRS) {
-        __asm__("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
-        return sum;
-    }
+#ifdef SZ_HAS_PAIRS
+    if (f == PAIRS) return sz_pairs_add(sum, a, b);
 #endif
     (void)f;
     return sum + a * b;
@@ -255,7 +248,7 @@ static inline __attribute__((always_inline)) void panel(const int M1, const int 
 static __attribute__((noinline)) void panel_in_order(form f, const panel_work *p, sz_vec *sums)
 {
     const prefetcher none = { 0, 0, 1, false };
-#ifdef HAS_PAIRS
+#ifdef SZ_HAS_PAIRS
     if (f == PAIRS) {
         panel(1, 0, 1, PAIRS, p, none, sums);
         return;
@@ -299,7 +292,7 @@ static __attribute__((noinline)) void any_panel(int64_t m, form f, const panel_w
     switch (m + ROWS_X * f) {
         CASES(FULL);
         CASES(WIDENED);
-#ifdef HAS_PAIRS
+#ifdef SZ_HAS_PAIRS
         CASES(PAIRS);
 #endif
     }
@@ -374,7 +367,7 @@ static void chunk_times_block(int64_t m, int64_t n, int64_t k, const float *x, c
 static form form_of(int dtype)
 {
     if (dtype == SZ_F32) return FULL;
-#ifdef HAS_PAIRS
+#ifdef SZ_HAS_PAIRS
     if (sz_gemm_multiplies_bf16()) return PAIRS;
 #endif
     return WIDENED;

@@ -357,7 +357,7 @@ static inline void store_32(uint16_t *to, __mmask32 kept, const block_sums *sums
     const __m512 low = _mm512_add_ps(_mm512_load_ps(sums->of[0][r]), _mm512_loadu_ps(bias));
     const __m512 high = _mm512_add_ps(_mm512_load_ps(sums->of[1][r]),
                                       _mm512_loadu_ps(bias + SZ_AMX_TILE));
-    _mm512_mask_storeu_epi16(to, kept, sz_amx_to_bf16_32(low, high));
+    _mm512_mask_storeu_epi16(to, kept, sz_words_round_32(low, high));
 }
 
 /* Stores the sums of rows row .. row + 31 and some panels, the sums of two panels `next` apart. A
