@@ -54,6 +54,9 @@ int sz_processor_runs(int kind); /* 1: it runs on this processor */
 int sz_processor_chosen(void);
 /* 0, or -1 with a message: it does not run here, or another one is in use already. */
 int sz_processor_choose(int kind);
+/* 1: products of bf16 tensors are computed in bf16, and not widened to f32. Then attention rounds
+ * its weights and, without AMX, their gradients. */
+int sz_processor_multiplies_bf16(void);
 /* The kernels in use and the instructions that oneDNN may use, as "avx2 (oneDNN 0x7)"; borrowed.
  * Processes with equal texts round alike. */
 const char *sz_processor_describe(void);

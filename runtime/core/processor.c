@@ -181,10 +181,14 @@ int sz_processor_choose(int i)
     return 0;
 }
 
+int sz_processor_multiplies_bf16(void) { return sz_processor()->multiplies_bf16(); }
+
 const char *sz_processor_describe(void)
 {
     static char text[64];
     const char *name = kinds[sz_processor_chosen()].name;
-    snprintf(text, sizeof text, "%s (oneDNN 0x%x)", name, (unsigned)dnnl_get_effective_cpu_isa());
+    const char *products = sz_processor_multiplies_bf16() ? ", products in bf16" : "";
+    snprintf(text, sizeof text, "%s (oneDNN 0x%x%s)", name, (unsigned)dnnl_get_effective_cpu_isa(),
+             products);
     return text;
 }

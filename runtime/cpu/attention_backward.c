@@ -5,6 +5,9 @@
  * sees are then done; for the others the sums of the chunks are added at the end, in the order of
  * the chunks. So results depend on the thread count through that order alone, and never on which
  * thread did what.
+ *
+ * With AVX512-BF16 (attention_pairs.h) all five products are of bf16, and P and dS are rounded, as
+ * PyTorch does. Queries are not scaled then: the scores are, and dK when it is stored.
  * Leaves out: what attention.c leaves out.
  */
 #include "attention_plan.h"
@@ -19,10 +22,13 @@ enum {
 typedef struct {
     sz_columns b;            /* q; o holds dQ, rows scaled queries, max lse, sum delta */
     float *dout, *dout_rows; /* laid out as b.q, b.rows */
-    float *out_rows;         /* laid out as b.rows */
-    float *p, *ds;           /* P and dS of a tile of keys [SZ_KEYS][lp] */
+    float *out_rows;         /* f32 rows [columns][ld] */
+    float *p, *ds;           /* P and dS of a tile of keys [SZ_KEYS][lp]; with pairs, bf16 */
     int64_t lp;
-    float *k, *v;   /* [keys of the chunk][D] */
+    /* Products are of words of bf16. Then b.rows and dout_rows end as words of two columns, without
+     * scale: [(n + 1) / 2][D]. */
+    bool pairs;
+    float *k, *v;   /* [keys of the chunk][D]; with pairs, bf16 */
     float *dk, *dv; /* [keys of the chunk][ld] */
     bool many_keys; /* they do not stay in the second-level cache */
 } backward_buffers;
@@ -48,17 +54,101 @@ static void panel_gradient(const backward_buffers *w, int64_t c, int64_t j0, int
     }
 }
 
+#ifdef SZ_HAS_PAIRS
+/* The same in bf16: scores and dP are in b.s and b.s2. P and dS become rows of bf16, and in b.p dS
+ * becomes words of two keys. After an odd number of keys comes a key of 0. */
+static void pairs_gradient(const backward_buffers *w, int64_t c, int64_t j0, int64_t keys,
+                           int64_t width, bool masked)
+{
+    const sz_columns *b = &w->b;
+    for (int64_t x = 0; x < width; x += SZ_LANES) {
+        const sz_vec lse = sz_vec_load(b->max + c + x);
+        const sz_vec delta = sz_vec_load(b->sum + c + x);
+        const sz_ivec limit = *(const sz_ivec_any *)(b->limit + c + x);
+        for (int64_t j = 0; j < keys; j += 2) {
+            sz_vec e[2] = { { 0 } };
+            sz_vec d[2] = { { 0 } };
+            for (int i = 0; i < 2 && j + i < keys; i++) {
+                const int64_t at = (j + i) * SZ_PANEL + x;
+                e[i] = sz_vec_exp(sz_vec_load(b->s + at) * b->s_scale - lse);
+                if (masked) e[i] = sz_vec_pick(limit > (int32_t)(j0 + j + i), e[i], (sz_vec){ 0 });
+                d[i] = e[i] * (sz_vec_load(b->s2 + at) - delta);
+            }
+            const int64_t at = j * w->lp + c + x;
+            const __m512i ds = sz_pairs_round_rows(d[0], d[1]);
+            sz_pairs_store_rows((uint16_t *)w->p + at, w->lp, sz_pairs_round_rows(e[0], e[1]));
+            sz_pairs_store_rows((uint16_t *)w->ds + at, w->lp, ds);
+            uint16_t *words = b->p + j / 2 * SZ_RIGHT_ROW + x / SZ_WORDS * SZ_RIGHT_HALF;
+            _mm512_storeu_si512(words, sz_pairs_weave(ds));
+        }
+    }
+}
+
+/* Scores, dP, P, dS and dQ of the panel at column c, for `keys` keys from `key` on of the chunk. */
+static void pairs_panel(backward_buffers *w, int64_t key, int64_t c, int64_t j0, int64_t keys,
+                        bool masked)
+{
+    sz_columns *b = &w->b;
+    const int64_t dim = b->dim;
+    const int64_t used = sz_min64(b->n - c, SZ_PANEL);
+    const int64_t words = dim / 2;
+    const uint16_t *k = (const uint16_t *)w->k + key * dim;
+    const uint16_t *v = (const uint16_t *)w->v + key * dim;
+    const int64_t panel = c * sz_bf16_inner(dim);
+    const uint16_t *q = (const uint16_t *)b->q + panel;
+    const uint16_t *dout = (const uint16_t *)w->dout + panel;
+    sz_ahead *ah = &b->ahead;
+    sz_tile_pairs(keys, used, words, k, words, 1, q, SZ_PANEL, b->s, SZ_PANEL, SZ_SET, ah);
+    sz_tile_pairs(keys, used, words, v, words, 1, dout, SZ_PANEL, b->s2, SZ_PANEL, SZ_SET, ah);
+    pairs_gradient(w, c, j0, keys, sz_panel_width(b, c), masked);
+    sz_tile_pairs(dim, used, (keys + 1) / 2, b->v, 1, dim, b->p, SZ_PANEL, b->o + c * dim, SZ_PANEL,
+                  SZ_CHAIN, ah);
+}
+
+/* add_columns with words of two columns. Where D is no multiple of SZ_LANES, the last lanes read
+ * the next row of words. They change what pads dK and dV alone. */
+static void pairs_add_columns(backward_buffers *w, int64_t key, int64_t keys, int64_t from,
+                              int64_t to)
+{
+    const sz_columns *b = &w->b;
+    const int64_t dim = b->dim;
+    const int64_t ld = b->ld;
+    const int64_t pairs = (to - from + 1) / 2;
+    const uint16_t *p = (const uint16_t *)w->p + from;
+    const uint16_t *ds = (const uint16_t *)w->ds + from;
+    const uint16_t *dout = (const uint16_t *)w->dout_rows + from * dim;
+    const uint16_t *q = (const uint16_t *)b->rows + from * dim;
+    sz_tile_pairs(keys, dim, pairs, p, w->lp / 2, 1, dout, dim, w->dv + key * ld, ld, SZ_CHAIN,
+                  &w->b.ahead);
+    sz_tile_pairs(keys, dim, pairs, ds, w->lp / 2, 1, q, dim, w->dk + key * ld, ld, SZ_CHAIN,
+                  &w->b.ahead);
+}
+
+/* Takes t's rows as in sz_columns_take: as panels into `panels`, and in words of two columns into
+ * `words`. */
+static void pairs_take(backward_buffers *w, const sz_tensor *t, int64_t row, int64_t rows,
+                       int64_t col, int64_t share, float *panels, float *words)
+{
+    sz_columns *b = &w->b;
+    sz_columns_take(b, 0, t, row, rows, col, share);
+    sz_bf16_pack_columns((uint16_t *)panels, b->source, b->n, b->dim);
+    uint16_t *to = (uint16_t *)words;
+    for (int64_t c = 0; c < b->n; c += 2, to += 2 * b->dim)
+        sz_pairs_pack_two(to, b->source[c], c + 1 < b->n ? b->source[c + 1] : NULL, b->dim);
+}
+#endif
+
 /* Lets w fetch `count` keys from `key` on of a chunk with many, which do not all stay in the
  * second-level cache. */
 static void fetch_keys(backward_buffers *w, int64_t key, int64_t count)
 {
     const int64_t wide = w->b.ld * 4;
-    const int64_t narrow = w->b.dim * 4;
+    const int64_t narrow = w->b.dim * (w->pairs ? 2 : 4);
     sz_ahead_clear(&w->b.ahead);
     sz_ahead_add(&w->b.ahead, w->dk + key * w->b.ld, 1, count * wide, 0);
     sz_ahead_add(&w->b.ahead, w->dv + key * w->b.ld, 1, count * wide, 0);
-    sz_ahead_add(&w->b.ahead, w->v + key * w->b.dim, 1, count * narrow, 0);
-    sz_ahead_add(&w->b.ahead, w->k + key * w->b.dim, 1, count * narrow, 0);
+    sz_ahead_add(&w->b.ahead, (const char *)w->v + key * narrow, 1, count * narrow, 0);
+    sz_ahead_add(&w->b.ahead, (const char *)w->k + key * narrow, 1, count * narrow, 0);
 }
 
 /* dV += P dout^T and dK += dS q^T: columns [from, to), `keys` keys from `key` on of the chunk. */
@@ -67,10 +157,46 @@ static void add_columns(backward_buffers *w, int64_t key, int64_t keys, int64_t 
     const sz_columns *b = &w->b;
     const int64_t ld = b->ld;
     if (keys <= 0 || from == to) return;
+#ifdef SZ_HAS_PAIRS
+    if (w->pairs) {
+        pairs_add_columns(w, key, keys, from, to);
+        return;
+    }
+#endif
     sz_tile(keys, b->dim, to - from, w->p + from, w->lp, 1, w->dout_rows + from * ld, ld,
             w->dv + key * ld, ld, SZ_CHAIN, &w->b.ahead);
     sz_tile(keys, b->dim, to - from, w->ds + from, w->lp, 1, b->rows + from * ld, ld,
             w->dk + key * ld, ld, SZ_CHAIN, &w->b.ahead);
+}
+
+/* Scores, dP, P, dS and dQ of the panel at column c, for some keys from `key` on of the chunk. The
+ * first of them has number j0 in its range. */
+static void backward_panel(backward_buffers *w, int64_t key, int64_t c, int64_t j0, int64_t keys,
+                           bool masked)
+{
+#ifdef SZ_HAS_PAIRS
+    if (w->pairs) {
+        pairs_panel(w, key, c, j0, keys, masked);
+        return;
+    }
+#endif
+    sz_columns *b = &w->b;
+    sz_ahead *ah = &b->ahead;
+    const int64_t dim = b->dim;
+    const int64_t width = sz_panel_width(b, c);
+    const int64_t lp = w->lp;
+    const float *k = w->k + key * dim;
+    const float *v = w->v + key * dim;
+    float *s = w->p + c;
+    float *ds = w->ds + c;
+
+    /* Scores = K q and dP = V dout, then P and dS. */
+    sz_tile(keys, width, dim, k, dim, 1, b->q + c * dim, SZ_PANEL, s, lp, SZ_SET, ah);
+    sz_tile(keys, width, dim, v, dim, 1, w->dout + c * dim, SZ_PANEL, ds, lp, SZ_SET, ah);
+    panel_gradient(w, c, j0, keys, width, masked);
+
+    /* dQ += K^T dS. */
+    sz_tile(dim, width, keys, k, 1, dim, ds, lp, b->o + c * dim, SZ_PANEL, SZ_CHAIN, ah);
 }
 
 /* Adds the block's share of dQ, dK and dV from `key_count` keys, which start at key `first` of the
@@ -78,17 +204,17 @@ static void add_columns(backward_buffers *w, int64_t key, int64_t keys, int64_t 
 static void backward_keys(backward_buffers *w, int64_t first, int64_t key_count, bool masked)
 {
     sz_columns *b = &w->b;
-    sz_ahead *ah = &b->ahead;
-    int64_t dim = b->dim;
-    int64_t lp = w->lp;
     for (int64_t j0 = 0; j0 < key_count; j0 += SZ_KEYS) {
         int64_t count = key_count - j0 < SZ_KEYS ? key_count - j0 : SZ_KEYS;
         int64_t key = first + j0;
         int64_t next = j0 + SZ_KEYS;
-        const float *k = w->k + key * dim;
-        const float *v = w->v + key * dim;
         if (w->many_keys && next < key_count)
             fetch_keys(w, key + SZ_KEYS, sz_min64(key_count - next, SZ_KEYS));
+#ifdef SZ_HAS_PAIRS
+        if (w->pairs)
+            sz_pairs_pack_rows((uint16_t *)b->v, (const uint16_t *)w->k + key * b->dim, b->dim,
+                               count, b->dim);
+#endif
 
         /* Panels that see the same keys add to dK and dV together: columns from `waiting` on, which
          * see `rows` keys. */
@@ -104,15 +230,7 @@ static void backward_keys(backward_buffers *w, int64_t first, int64_t key_count,
                 rows = seen;
             }
 
-            /* Scores = K q and dP = V dout, then P and dS. */
-            float *s = w->p + c;
-            float *ds = w->ds + c;
-            sz_tile(seen, width, dim, k, dim, 1, b->q + c * dim, SZ_PANEL, s, lp, SZ_SET, ah);
-            sz_tile(seen, width, dim, v, dim, 1, w->dout + c * dim, SZ_PANEL, ds, lp, SZ_SET, ah);
-            panel_gradient(w, c, j0, seen, width, masked && b->limit[c] < j0 + seen);
-
-            /* dQ += K^T dS. */
-            sz_tile(dim, width, seen, k, 1, dim, ds, lp, b->o + c * dim, SZ_PANEL, SZ_CHAIN, ah);
+            backward_panel(w, key, c, j0, seen, masked && b->limit[c] < j0 + seen);
         }
         add_columns(w, key, rows, waiting, b->n);
     }
@@ -142,6 +260,31 @@ static void columns_statistics(backward_buffers *w, const attention_plan *p, int
     }
 }
 
+/* Loads the queries, the output and its gradient of some rows, and their statistics. */
+static void load_block(backward_buffers *w, const attention_plan *p, int64_t row, int64_t rows,
+                       int64_t head)
+{
+    const sz_attention_args *a = &p->a;
+    sz_columns *b = &w->b;
+    const int64_t dim = a->dim;
+    const int64_t q_col = a->q_col + head * dim;
+    const int64_t col = head * dim;
+    sz_rows_load(w->dout_rows, b->ld, p->dout, row, rows, col, a->share, dim, 1);
+    sz_rows_load(w->out_rows, b->ld, p->out, row, rows, col, a->share, dim, 1);
+    columns_statistics(w, p, row, head);
+#ifdef SZ_HAS_PAIRS
+    /* The words take the place of the f32 rows, which the statistics have read. */
+    if (w->pairs) {
+        pairs_take(w, a->q, row, rows, q_col, a->share, b->q, b->rows);
+        pairs_take(w, p->dout, row, rows, col, a->share, w->dout, w->dout_rows);
+        return;
+    }
+#endif
+    sz_rows_load(b->rows, b->ld, a->q, row, rows, q_col, a->share, dim, a->scale);
+    sz_panels_pack(b->q, &(sz_column_rows){ b->rows, b->ld, 1, dim }, b->n, dim, 1);
+    sz_panels_pack(w->dout, &(sz_column_rows){ w->dout_rows, b->ld, 1, dim }, b->n, dim, 1);
+}
+
 static void backward_block(const attention_plan *p, const query_block *t, int64_t group,
                            backward_buffers *w)
 {
@@ -153,15 +296,9 @@ static void backward_block(const attention_plan *p, const query_block *t, int64_
     int64_t dim = a->dim;
     int64_t n = t->n * a->share;
 
-    /* Queries, output and its gradient, as rows and as panels. */
-    sz_rows_load(b->rows, b->ld, a->q, row, t->n, a->q_col + head * dim, a->share, dim, a->scale);
-    sz_rows_load(w->dout_rows, b->ld, p->dout, row, t->n, head * dim, a->share, dim, 1);
-    sz_rows_load(w->out_rows, b->ld, p->out, row, t->n, head * dim, a->share, dim, 1);
     sz_columns_start(b, n);
-    sz_panels_pack(b->q, &(sz_column_rows){ b->rows, b->ld, 1, dim }, n, dim, 1);
-    sz_panels_pack(w->dout, &(sz_column_rows){ w->dout_rows, b->ld, 1, dim }, n, dim, 1);
     memset(b->o, 0, (size_t)(sz_round_up(n, SZ_PANEL) * dim) * 4);
-    columns_statistics(w, p, row, head);
+    load_block(w, p, row, t->n, head);
 
     /* The parent's keys, then the segment's own. */
     int64_t own = sz_columns_limit(b, a, &s, t->query);
@@ -174,12 +311,14 @@ static void backward_block(const attention_plan *p, const query_block *t, int64_
                     b->rows, b->ld);
 }
 
-/* Stores rows [from, to) of a range's dK and dV [keys of the range][ld]. */
-static void store_keys(const attention_plan *p, const key_range *r, int64_t group, const float *dk,
+/* Stores rows [from, to) of a range's dK and dV [keys of the range][ld], and scales dK's. */
+static void store_keys(const attention_plan *p, const key_range *r, int64_t group, float *dk,
                        const float *dv, int64_t from, int64_t to)
 {
     int64_t dim = p->a.dim;
     for (int64_t j = from; j < to; j++) {
+        if (p->dk_scale != 1)
+            for (int64_t d = 0; d < dim; d++) dk[j * p->ld + d] *= p->dk_scale;
         sz_rows_store(p->dk, r->start + j, p->a.k_col + group * dim, dk + j * p->ld, dim);
         sz_rows_store(p->dv, r->start + j, p->a.v_col + group * dim, dv + j * p->ld, dim);
     }
@@ -222,6 +361,21 @@ static void fetch_chunk(const attention_plan *p, const work_chunk *chunk, int64_
     sz_ahead_rows(&w->b.ahead, a->k, r->start, keys, a->k_col + col, a->dim);
 }
 
+/* Copies columns [col, col + D) of a range's keys or values to the chunk's key `base` and on. */
+static void load_keys(const backward_buffers *w, float *to, int64_t base, const sz_tensor *t,
+                      int64_t row, int64_t keys, int64_t col)
+{
+    const int64_t dim = w->b.dim;
+#ifdef SZ_HAS_PAIRS
+    if (w->pairs) {
+        const int64_t ld = sz_cols(t);
+        sz_pairs_pack_keys((uint16_t *)to + base * dim, sz_bf16(t) + row * ld + col, ld, keys, dim);
+        return;
+    }
+#endif
+    sz_rows_load(to + base * dim, dim, t, row, keys, col, 1, dim, 1);
+}
+
 /* Computes task number i. The thread's next one is about `threads` later. */
 static void backward_task(const attention_plan *p, int64_t i, int64_t threads, backward_buffers *w)
 {
@@ -238,10 +392,8 @@ static void backward_task(const attention_plan *p, int64_t i, int64_t threads, b
     for (int64_t j = 0; j < chunk->refs; j++) {
         const key_range *r = p->range + ref[j].range;
         int64_t keys = r->end - r->start;
-        float *k = w->k + ref[j].base * dim;
-        float *v = w->v + ref[j].base * dim;
-        sz_rows_load(k, dim, a->k, r->start, keys, a->k_col + group * dim, 1, dim, 1);
-        sz_rows_load(v, dim, a->v, r->start, keys, a->v_col + group * dim, 1, dim, 1);
+        load_keys(w, w->k, ref[j].base, a->k, r->start, keys, a->k_col + group * dim);
+        load_keys(w, w->v, ref[j].base, a->v, r->start, keys, a->v_col + group * dim);
     }
 
     /* Add up the gradients of all its blocks. */
@@ -260,7 +412,7 @@ static void backward_task(const attention_plan *p, int64_t i, int64_t threads, b
     for (int64_t j = 0; j < chunk->refs; j++) {
         const key_range *r = p->range + ref[j].range;
         int64_t keys = r->end - r->start;
-        const float *dk = w->dk + ref[j].base * ld;
+        float *dk = w->dk + ref[j].base * ld;
         const float *dv = w->dv + ref[j].base * ld;
         if (r->chunks == 1) {
             store_keys(p, r, group, dk, dv, 0, keys);
@@ -294,8 +446,8 @@ static void combine(const attention_plan *p, const range_ref *ref, int64_t group
 
 /* ---- the whole ---- */
 
-/* Length of a row of P: an odd number of vectors, so that a panel's rows are in different sets of
- * the first-level cache. */
+/* Length of a row of P, a multiple of 16: an odd number of vectors of f32, so that a panel's rows
+ * are in different sets of the first-level cache. */
 static int64_t row_of_p(const attention_plan *p) { return sz_columns_most(&p->a) + 16; }
 
 /* Floats of a thread's buffers besides sz_columns. */
@@ -307,6 +459,17 @@ static int64_t buffer_floats(const attention_plan *p)
     return sz_round_up(floats + 16 * 16, 16);
 }
 
+/* Whether the products are those of words of bf16. */
+static bool multiplies_pairs(const attention_plan *p)
+{
+#ifdef SZ_HAS_PAIRS
+    return sz_attends_in_bf16(&p->a);
+#else
+    (void)p;
+    return false;
+#endif
+}
+
 /* Lays a thread's buffers out in memory and clears what pads rows and panels. */
 static void place_buffers(backward_buffers *w, char *memory, const attention_plan *p)
 {
@@ -314,6 +477,7 @@ static void place_buffers(backward_buffers *w, char *memory, const attention_pla
     int64_t columns = sz_columns_most(a);
 
     sz_columns_place(&w->b, memory, a);
+    w->pairs = multiplies_pairs(p);
     memory += sz_columns_bytes(a);
     memset(memory, 0, (size_t)buffer_floats(p) * 4);
     memset(w->b.rows, 0, (size_t)(columns * p->ld) * 4);
@@ -336,6 +500,7 @@ static int backward(attention_plan p)
     int64_t covered;
     int64_t work = sz_attention_work(a, &covered);
     int threads = work > PARALLEL_FROM ? omp_get_max_threads() : 1;
+    p.dk_scale = multiplies_pairs(&p) ? a->scale : 1;
     sz_attention_cut(a, BACKWARD_COLUMNS);
     if (sz_attention_plan(&p, threads)) return -1;
 

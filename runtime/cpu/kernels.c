@@ -32,5 +32,6 @@ const sz_cpu_kernels SZ_CPU_TABLE(SZ_CPU_KIND) = {
     .moment_recode = sz_cpu_moment_recode,
     .gemm_workspace = sz_gemm_workspace,
     .gemm_stores_bf16 = sz_gemm_stores_bf16,
+    .multiplies_bf16 = sz_gemm_multiplies_bf16,
 #endif
 };

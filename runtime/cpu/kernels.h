@@ -1,8 +1,8 @@
 /* kernels.h - the CPU kernels as a table. The files of this folder are compiled several times, once
  * for each kind of processor; each time makes one table, and core/processor.c picks one of them
  * when the program starts. Within a kind the bits of a result are always the same, except that
- * AMD's processors with AVX512-BF16 sum bf16 in pairs (gemm.h); between kinds they may differ in the
- * last places.
+ * AMD's processors with AVX512-BF16 sum bf16 in pairs (gemm.h, attention_pairs.h). Between kinds
+ * they may differ in the last places.
  *
  * The Makefile joins the objects of a kind into one and hides all names but that of the table, so
  * nothing outside this folder may call a function of it by name.
@@ -31,6 +31,8 @@ typedef struct {
      * (gemm.h). */
     int64_t (*gemm_workspace)(bool ta, bool tb, int64_t m, int64_t n, int64_t k, int dtype);
     bool (*gemm_stores_bf16)(int64_t n, int64_t k);
+    /* Whether products of bf16 are computed in bf16, not f32, and attention's weights rounded. */
+    bool (*multiplies_bf16)(void);
 } sz_cpu_kernels;
 
 /* The table of the kind that this file is compiled for: sz_cpu_kernels_avx2 and so on. */

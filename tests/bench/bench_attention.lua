@@ -1,5 +1,6 @@
 -- bench_attention.lua - the rate of attention, forward and backward, next to that of a product of
--- [1024, 1024] measured in between.
+-- [1024, 1024] measured in between. The product is of bf16 if attention is and the processor
+-- multiplies it.
 --
 --   ./segzero tests/bench/bench_attention.lua [threads=1] [clock=cpu] [only=NAME] [best=5]
 --       [dtype=f32|bf16]
@@ -74,7 +75,8 @@ local function random(shape, dtype)
 end
 
 local side = 1024
-local a, b = random({ side, side }, "f32"), random({ side, side }, "f32")
+local dtype = C.sz_processor_multiplies_bf16() == 1 and opts.dtype or "f32"
+local a, b = random({ side, side }, dtype), random({ side, side }, dtype)
 local function product() return 2 * side ^ 3 / time(function() a:linear(b) end) / 1e9 end
 
 -- Runs f, which does `flops` operations `times` over (default 1), and the product in turn. Prints

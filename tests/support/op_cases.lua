@@ -1167,7 +1167,8 @@ local PACKED = {
   { tokens = 198, own(0, 130), own(130, 67, 0, 130), own(197, 1, 0, 130) },
 }
 -- heads, key and value heads, head_dim
-local HEADS = { { 1, 1, 1 }, { 2, 1, 17 }, { 4, 2, 16 }, { 7, 1, 64 }, { 3, 3, 80 } }
+local HEADS = { { 1, 1, 1 }, { 2, 1, 17 }, { 4, 2, 16 }, { 7, 1, 64 }, { 3, 3, 80 }, { 2, 1, 72 },
+  { 2, 1, 24 } }
 
 local function heads_text(h, causal)
   return ("%d/%d heads of %d, causal %d"):format(h[1], h[2], h[3], causal)
