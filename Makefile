@@ -50,6 +50,7 @@ HOST := $(if $(SANITIZER),$(B)/segzero,segzero)
 LIB  := $(B)/libsegzero.so
 CUDA_LIB      := $(B)/libsegzero_cuda.so
 CUDA_EMULATED := $(B)/libsegzero_cuda_emulated.so
+AMX_EMULATED  := build/amx_emulated$(SANITIZER:%=_%)
 MPI_LIB       := $(B)/libsegzero_mpi.so
 
 # ---- flags ---------------------------------------------------------------------------------------
@@ -81,13 +82,16 @@ else ifeq ($(KINDS),native)
 MARCH := -DSZ_ONE_KIND='"$(if $(filter aarch64,$(MACHINE)),neon,baseline)"'
 endif
 
+# At -O1 alone GCC does not fuse a product and a sum (FMA), so vectors would have other bits than
+# intrinsics.
+FUSED := -O1 -fexpensive-optimizations
 OPT := -O3 $(MARCH)
 ifeq ($(SANITIZER),address)
 # One build holds both checkers, so that the suite runs once for the two.
-OPT := -O1 $(MARCH) -fno-omit-frame-pointer \
+OPT := $(FUSED) $(MARCH) -fno-omit-frame-pointer \
        -fsanitize=address,undefined -fno-sanitize-recover=undefined
 else ifeq ($(SANITIZER),undefined)
-OPT := -O1 $(MARCH) -fno-omit-frame-pointer \
+OPT := $(FUSED) $(MARCH) -fno-omit-frame-pointer \
        -fsanitize=undefined -fno-sanitize-recover=undefined
 else ifeq ($(SANITIZER),fuzz)
 # For libFuzzer's targets (tests/fuzz), which are linked with the objects and not with the library.
@@ -180,11 +184,12 @@ OBJ_EMULATED := $(SRC_CUDA:%.cu=$(B)/obj/%.emulated.o) $(OBJ_EMULATOR)
 quiet = $(if $(filter 1,$(V)),,@echo "$(1)";)
 
 .PHONY: all setup test suite lint format run do-run bench do-bench pretrain do-pretrain
-.PHONY: aarch64 aarch64-check fuzz fuzz-targets cuda-emulated bundle install uninstall docs clean help FORCE
+.PHONY: aarch64 aarch64-check fuzz fuzz-targets cuda-emulated amx-emulated bundle install uninstall docs clean help FORCE
 .DEFAULT_GOAL := all
 
 all: $(LIB) $(HOST) $(if $(NVCC),$(CUDA_LIB)) $(if $(MPI_LIBS),$(MPI_LIB))
 cuda-emulated: $(CUDA_EMULATED)
+amx-emulated: $(AMX_EMULATED)/segzero $(AMX_EMULATED)/libsegzero.so $(B)/tests/amx_emulate
 
 $(LIB): $(OBJ_LIB) $(B)/objects
 	$(call quiet,  link  $@)$(CC) $(SHARED_FLAGS) $(LINK_FLAGS) -o $@ $(OBJ_LIB) $(LIBS_LIB)
@@ -217,6 +222,28 @@ $(B)/obj/kernels_$1.o: $(2:%.c=$(B)/obj/$1/%.o)
 endef
 $(foreach k,$(KINDS),$(eval $(call KIND_RULES,$k,$(SRC_CPU))))
 $(foreach k,$(KINDS_INT8),$(eval $(call KIND_RULES,$k,$(SRC_INT8))))
+
+# The program with the kernels for AMX, whose instructions are emulated with AVX-512.
+FLAGS_amx_emulated := $(FLAGS_avx512) -mavx512vnni -DSZ_AMX -include tests/amx_emulator/amx_emulator.h
+OBJ_AMX_EMULATED := $(SRC_CPU:%.c=$(B)/obj/amx_emulated/%.o) \
+                    $(B)/obj/amx_emulated/runtime/core/processor.o
+$(OBJ_AMX_EMULATED): $(B)/obj/amx_emulated/%.o: %.c $(B)/flags
+	@mkdir -p $(@D)
+	$(call quiet,  cc    $< (amx_emulated))$(CC) $(filter-out -DSZ_ONE_KIND=%,$(CFLAGS_LIB)) \
+	  $(FLAGS_amx_emulated) -DSZ_ONE_KIND='"amx"' -DSZ_CPU_KIND=native -MMD -MP -c -o $@ $<
+
+$(AMX_EMULATED)/libsegzero.so: $(OBJ_CORE) $(OBJ_AMX_EMULATED) $(B)/objects
+	@mkdir -p $(@D)
+	$(call quiet,  link  $@)$(CC) $(SHARED_FLAGS) $(LINK_FLAGS) -o $@ \
+	  $(filter-out %/obj/runtime/core/processor.o,$(OBJ_CORE)) $(OBJ_AMX_EMULATED) $(LIBS_LIB)
+
+$(AMX_EMULATED)/segzero: $(HOST)
+	@mkdir -p $(@D)
+	$(call quiet,  copy  $@)cp $< $@
+
+$(B)/tests/amx_emulate: tests/amx_emulator/amx_emulate.c tests/amx_emulator/amx_emulator.h $(B)/flags
+	@mkdir -p $(@D)
+	$(call quiet,  cc    $<)$(CC) $(CFLAGS_ALL) $(FLAGS_avx512) $(LINK_FLAGS) -o $@ $<
 
 $(CUDA_LIB): $(OBJ_CUDA) $(B)/cuda_objects
 	$(call quiet,  link  $@)$(NVCC) -shared -cudart static -Xlinker -z,defs \
@@ -273,13 +300,13 @@ $(B)/tests/faults.so: tests/support/faults.c $(B)/flags
 	$(call quiet,  cc    $<)$(CC) $(CFLAGS_ALL) -fPIC -shared -o $@ $< -ldl
 
 -include $(OBJ_CUDA:.o=.d) $(OBJ_EMULATED:.o=.d)
--include $(OBJ_CORE:.o=.d) $(OBJ_CPU:.o=.d) $(OBJ_HOST:.o=.d)
+-include $(OBJ_CORE:.o=.d) $(OBJ_CPU:.o=.d) $(OBJ_HOST:.o=.d) $(OBJ_AMX_EMULATED:.o=.d)
 
 # ---- stamps --------------------------------------------------------------------------------------
 # Files that hold flags and lists of objects, rewritten only when their text changed. build/flags
 # changes on the first build, so its rule also checks for missing packages and says what was found.
 define FLAGS_TEXT
-$(CC) $(CFLAGS_LIB) | $(foreach k,$(KINDS) $(KINDS_INT8),$(FLAGS_$k) |) $(CFLAGS_HOST) | $(SHARED_FLAGS) $(LINK_FLAGS) | $(LIBS_LIB) $(LIBS_HOST)
+$(CC) $(CFLAGS_LIB) | $(foreach k,$(KINDS) $(KINDS_INT8) amx_emulated,$(FLAGS_$k) |) $(CFLAGS_HOST) | $(SHARED_FLAGS) $(LINK_FLAGS) | $(LIBS_LIB) $(LIBS_HOST)
 $(CPU_NAME)
 endef
 export FLAGS_TEXT
@@ -344,6 +371,7 @@ export TSAN_OPTIONS  ?= ignore_noninstrumented_modules=1
 # The tests do not need the CUDA library, which takes minutes to compile. RUNNER goes before the
 # command, for example RUNNER='setarch -R', which ThreadSanitizer needs on some kernels.
 suite: $(LIB) $(HOST) $(if $(MPI_LIBS),$(MPI_LIB)) $(B)/tests/faults.so $(if $(NVCC),$(B)/tests/cudnn_plans)
+suite: $(if $(filter x86_64,$(MACHINE)),$(if $(filter thread,$(SANITIZER)),,amx-emulated))
 suite: $(if $(EMULATOR),$(CUDA_EMULATED) $(B)/tests/cuda_emulate $(B)/tests/cuda_attention)
 	@$(RUNNER) ./$(HOST) tests/run.lua
 
@@ -498,6 +526,7 @@ make docs            write the generated pages: docs/settings.md, docs/ops.md
 make install         install into PREFIX=$(PREFIX), below DESTDIR; make uninstall removes it
 make clean           remove build/ and ./segzero
 make cuda-emulated   the CUDA kernels compiled for the CPU: $(CUDA_EMULATED)
+make amx-emulated    the program with AMX in software, for machines without it: $(AMX_EMULATED)
 make aarch64         build/aarch64/segzero; make aarch64-check runs every op and the embedded model
                      in qemu, which takes minutes (tests/aarch64/README.md)
 make bundle          build/bundle: what tests/gpu_check.sh needs on a machine with nothing but CUDA
