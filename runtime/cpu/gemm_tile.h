@@ -39,16 +39,21 @@ typedef float sz_vec4_any __attribute__((vector_size(16), aligned(4), may_alias)
 typedef int32_t sz_ivec4 __attribute__((vector_size(16)));
 
 /* Selects lanes of a and b, which are numbered consecutively. clang has no __builtin_shuffle; it
- * builds only for the thread sanitizer. */
+ * builds only for the thread sanitizer. No caller may have a variable with one of the names in
+ * here: it would be read before it has a value. */
 #ifdef __clang__
 #define sz_shuffle(a, b, ...) \
     __extension__({ \
-        __typeof__(a) a_ = (a), b_ = (b), out_ = a_; \
+        __typeof__(a) shuffle_a_ = (a); \
+        __typeof__(a) shuffle_b_ = (b); \
+        __typeof__(a) shuffled_ = shuffle_a_; \
         __typeof__(__VA_ARGS__) lane_ = __VA_ARGS__; \
-        const int lanes_ = (int)(sizeof out_ / sizeof(float)); \
-        for (int l_ = 0; l_ < lanes_; l_++) \
-            out_[l_] = lane_[l_] < lanes_ ? a_[lane_[l_]] : b_[lane_[l_] - lanes_]; \
-        out_; \
+        const int lanes_ = (int)(sizeof shuffled_ / sizeof(float)); \
+        for (int l_ = 0; l_ < lanes_; l_++) { \
+            const int from_ = lane_[l_]; \
+            shuffled_[l_] = from_ < lanes_ ? shuffle_a_[from_] : shuffle_b_[from_ - lanes_]; \
+        } \
+        shuffled_; \
     })
 #else
 #define sz_shuffle(a, b, ...) __builtin_shuffle(a, b, __VA_ARGS__)
