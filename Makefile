@@ -82,16 +82,13 @@ else ifeq ($(KINDS),native)
 MARCH := -DSZ_ONE_KIND='"$(if $(filter aarch64,$(MACHINE)),neon,baseline)"'
 endif
 
-# At -O1 alone GCC does not fuse a product and a sum (FMA), so vectors would have other bits than
-# intrinsics.
-FUSED := -O1 -fexpensive-optimizations
 OPT := -O3 $(MARCH)
 ifeq ($(SANITIZER),address)
 # One build holds both checkers, so that the suite runs once for the two.
-OPT := $(FUSED) $(MARCH) -fno-omit-frame-pointer \
+OPT := -O1 $(MARCH) -fno-omit-frame-pointer \
        -fsanitize=address,undefined -fno-sanitize-recover=undefined
 else ifeq ($(SANITIZER),undefined)
-OPT := $(FUSED) $(MARCH) -fno-omit-frame-pointer \
+OPT := -O1 $(MARCH) -fno-omit-frame-pointer \
        -fsanitize=undefined -fno-sanitize-recover=undefined
 else ifeq ($(SANITIZER),fuzz)
 # For libFuzzer's targets (tests/fuzz), which are linked with the objects and not with the library.
@@ -223,8 +220,11 @@ endef
 $(foreach k,$(KINDS),$(eval $(call KIND_RULES,$k,$(SRC_CPU))))
 $(foreach k,$(KINDS_INT8),$(eval $(call KIND_RULES,$k,$(SRC_INT8))))
 
-# The program with the kernels for AMX, whose instructions are emulated with AVX-512.
-FLAGS_amx_emulated := $(FLAGS_avx512) -mavx512vnni -DSZ_AMX -include tests/amx_emulator/amx_emulator.h
+# The program with the kernels for AMX, whose instructions are emulated with AVX-512. At a
+# sanitizer's -O1 alone GCC does not fuse a product and a sum (FMA), so that vectors would have other
+# bits than intrinsics, and a row other bits alone than among 12.
+FLAGS_amx_emulated := $(FLAGS_avx512) -mavx512vnni -fexpensive-optimizations -DSZ_AMX \
+                      -include tests/amx_emulator/amx_emulator.h
 OBJ_AMX_EMULATED := $(SRC_CPU:%.c=$(B)/obj/amx_emulated/%.o) \
                     $(B)/obj/amx_emulated/runtime/core/processor.o
 $(OBJ_AMX_EMULATED): $(B)/obj/amx_emulated/%.o: %.c $(B)/flags
