@@ -57,7 +57,8 @@ int sz_processor_choose(int kind);
 /* 1: products of bf16 tensors are computed in bf16, and not widened to f32. Then attention rounds
  * its weights and, without AMX, their gradients. */
 int sz_processor_multiplies_bf16(void);
-/* The kernels in use and the instructions that oneDNN may use, as "avx2 (oneDNN 0x7)"; borrowed.
+/* The kernels in use, the instructions that oneDNN may use, and whether products of bf16 are in
+ * bf16, as "avx2 (oneDNN 0x7)" or "amx (oneDNN 0xfef, products in bf16)"; borrowed.
  * Processes with equal texts round alike. */
 const char *sz_processor_describe(void);
 /* 1: run the plain reference kernels. */

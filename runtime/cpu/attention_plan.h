@@ -58,7 +58,8 @@ typedef struct {
     const sz_tensor *out, *lse, *dout;
     sz_tensor *dq, *dk, *dv; /* columns as in a.q, a.k, a.v */
 
-    float dk_scale; /* sums of dK are multiplied by it when they are stored; the caller sets it */
+    /* What the sums of dK are multiplied by when they are stored. */
+    float dk_scale;
 
     /* What sz_attention_plan finds out. */
     int64_t ld; /* length of a row of dK and dV sums: D, rounded up */

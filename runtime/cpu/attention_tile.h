@@ -103,7 +103,7 @@ typedef struct {
     int64_t n, width;        /* columns in use, and the same rounded up to SZ_LANES */
     int64_t dim;             /* D */
     int64_t ld;              /* length of a row in rows: D rounded up to SZ_LANES */
-    float *q, *o;            /* panels: scaled queries; output not yet divided by sum */
+    float *q, *o;            /* panels: queries, scaled in f32; output not yet divided by sum */
     float q_scale;           /* by which queries are multiplied when they are loaded */
     float s_scale;           /* by which the softmax multiplies scores */
     float max_unit;          /* what 1 in max is worth: ln 2 in bf16, else 1 */
