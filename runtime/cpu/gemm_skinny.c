@@ -301,14 +301,18 @@ static __attribute__((noinline)) void any_panel(int64_t m, form f, const panel_w
 #undef CASE
 }
 
-/* Whether a single row of x meets one row of weights after another. Zen 1 to 4 read memory fastest
- * that way and need no fetching. But there is only one sum, and each addition to it waits for the
- * one before: with less than IN_ORDER_BYTES of weights for each, that is slower than memory. */
-static bool reads_in_order(form f)
+/* Whether a single row of x meets one row of weights after another, each k columns. Zen 1 to 4 read
+ * memory fastest that way and need no fetching. But there is only one sum, and each addition to it
+ * waits for the one before: with less than IN_ORDER_BYTES of weights for each, that is slower than
+ * memory. And x must not be driven out of the first-level cache by the row of weights. */
+static bool reads_in_order(form f, int64_t k)
 {
-    enum { IN_ORDER_BYTES = 32 };
-    const size_t bytes_per_add = BLOCK_K * element_size(f) / HALVES(f);
-    return bytes_per_add >= IN_ORDER_BYTES && sz_processor_is_zen_1_to_4();
+    enum { IN_ORDER_BYTES = 32, CACHE_BYTES = 26 << 10 };
+    const size_t block = BLOCK_K * element_size(f);
+    const size_t block_of_x = (size_t)HALVES(f) * sizeof(sz_vec);
+    return block / HALVES(f) >= IN_ORDER_BYTES &&
+           (size_t)k / BLOCK_K * (block + block_of_x) <= CACHE_BYTES &&
+           sz_processor_is_zen_1_to_4();
 }
 
 /* The size of a panel of m rows of x. Both sizes fit the first-level cache; which one is faster was
@@ -327,11 +331,10 @@ static void chunk_times_block(int64_t m, int64_t n, int64_t k, const float *x, c
     sz_vec sums[CHUNK_W * ROWS_X + SZ_LANES];
     const int64_t whole = k - k % BLOCK_K;
     const int64_t step = HALVES(f) * SZ_LANES;
-    const int64_t width = panel_floats(m, f) / m / step * BLOCK_K;
+    const bool in_order = m == 1 && reads_in_order(f, k);
+    const int64_t width = in_order ? k : panel_floats(m, f) / m / step * BLOCK_K;
     const size_t size = element_size(f);
     const size_t row_bytes = (size_t)ldw * size;
-
-    const bool in_order = m == 1 && row_bytes <= LONG_ROW_BYTES && reads_in_order(f);
 
     /* The panels of whole blocks. */
     for (int64_t p = 0; p < whole; p += width) {
