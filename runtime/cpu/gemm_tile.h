@@ -10,8 +10,10 @@
 
 #include <stddef.h>
 #include <stdint.h>
-#ifdef __SSE__
+#if defined(__SSE__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 /* SZ_TILE_ROWS x 2 vectors of sums stay in registers. */
@@ -31,7 +33,11 @@ typedef float sz_vec __attribute__((vector_size(4 * SZ_LANES)));
 typedef uint32_t sz_uvec __attribute__((vector_size(4 * SZ_LANES)));
 typedef int32_t sz_ivec __attribute__((vector_size(4 * SZ_LANES)));
 typedef float sz_vec_any __attribute__((vector_size(4 * SZ_LANES), aligned(4), may_alias));
+typedef uint32_t sz_uvec_any __attribute__((vector_size(4 * SZ_LANES), aligned(4), may_alias));
 typedef int32_t sz_ivec_any __attribute__((vector_size(4 * SZ_LANES), aligned(4), may_alias));
+
+/* The same bits as halves of 16. */
+typedef uint16_t sz_half_words __attribute__((vector_size(4 * SZ_LANES)));
 
 /* Vectors of four elements. */
 typedef float sz_vec4 __attribute__((vector_size(16)));
@@ -90,6 +96,23 @@ static inline sz_vec sz_vec_max(sz_vec a, sz_vec b)
     return (sz_vec)_mm_max_ps((__m128)a, (__m128)b);
 #else
     return sz_vec_pick(a > b, a, b);
+#endif
+}
+
+/* In each lane, the sum of the products of the two signed halves of a and b. */
+static inline __attribute__((always_inline)) sz_ivec sz_dot2(sz_ivec a, sz_ivec b)
+{
+#if defined(__AVX512BW__)
+    return (sz_ivec)_mm512_madd_epi16((__m512i)a, (__m512i)b);
+#elif defined(__AVX2__)
+    return (sz_ivec)_mm256_madd_epi16((__m256i)a, (__m256i)b);
+#elif defined(__x86_64__)
+    return (sz_ivec)_mm_madd_epi16((__m128i)a, (__m128i)b);
+#elif defined(__aarch64__)
+    const int32x4_t low = vmull_s16(vget_low_s16((int16x8_t)a), vget_low_s16((int16x8_t)b));
+    return (sz_ivec)vpaddq_s32(low, vmull_high_s16((int16x8_t)a, (int16x8_t)b));
+#else
+    return (a << 16 >> 16) * (b << 16 >> 16) + (a >> 16) * (b >> 16);
 #endif
 }
 

@@ -127,7 +127,7 @@ static inline __attribute__((always_inline)) void group(const int M, const int R
 #pragma GCC unroll 4
         for (int r = 0; r < R; r++) {
             const int at = (g * SZ_Q4_PIECES + p) * SZ_Q4_PIECE;
-            const sz_uvec bytes = *(const sz_word_vec_any *)(w[r].codes + at);
+            const sz_uvec bytes = *(const sz_uvec_any *)(w[r].codes + at);
             half[0][r] = sz_q4_unpack(bytes);
             half[1][r] = sz_q4_unpack(bytes >> 4);
             if (r % VECTORS == 0 && (p == 0 || !fetch.alternate))
@@ -164,7 +164,7 @@ static inline __attribute__((always_inline)) void group_parts_first(const int M,
 #pragma GCC unroll 2
     for (int p = 0; p < SZ_Q4_PIECES; p++) {
         const int at = (g * SZ_Q4_PIECES + p) * SZ_Q4_PIECE;
-        const sz_uvec bytes = *(const sz_word_vec_any *)(w->codes + at);
+        const sz_uvec bytes = *(const sz_uvec_any *)(w->codes + at);
         const sz_q4_words half[2] = { sz_q4_times_part(sz_q4_unpack(bytes), &parts),
                                       sz_q4_times_part(sz_q4_unpack(bytes >> 4), &parts) };
         if (p == 0 || !fetch.alternate) __builtin_prefetch(w->later + at);

@@ -13,9 +13,6 @@
 
 #include "int4.h"
 #include "gemm_tile.h"
-#ifdef __x86_64__
-#include <immintrin.h>
-#endif
 
 /* Four codes of x take SZ_Q4_X_WORDS words. SZ_Q4_SUMS_OF_16: two sums of 16 bits in each lane. */
 #if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
@@ -29,8 +26,6 @@ enum { SZ_Q4_X_WORDS = 2, SZ_Q4_SUMS_OF_16 = 0 };
 /* What is added to a weight without its scale, so that it is an unsigned byte. */
 enum { SZ_Q4_BYTE_ZERO = 128 };
 
-typedef uint32_t sz_word_vec_any __attribute__((vector_size(4 * SZ_LANES), aligned(4), may_alias));
-typedef uint16_t sz_half_words __attribute__((vector_size(4 * SZ_LANES)));
 typedef int8_t sz_part_vec __attribute__((vector_size(SZ_LANES), aligned(1), may_alias));
 typedef uint16_t sz_scale_vec __attribute__((vector_size(2 * SZ_LANES), aligned(2), may_alias));
 
@@ -76,20 +71,6 @@ static inline __attribute__((always_inline)) sz_q4_words sz_q4_unpack(sz_uvec by
     return w;
 }
 
-/* The sum of the products of the two halves of each lane. */
-static inline __attribute__((always_inline)) sz_ivec sz_q4_dot2(sz_ivec a, sz_ivec b)
-{
-#if defined(__AVX512BW__)
-    return (sz_ivec)_mm512_madd_epi16((__m512i)a, (__m512i)b);
-#elif defined(__AVX2__)
-    return (sz_ivec)_mm256_madd_epi16((__m256i)a, (__m256i)b);
-#elif defined(__x86_64__)
-    return (sz_ivec)_mm_madd_epi16((__m128i)a, (__m128i)b);
-#else
-    return (a << 16 >> 16) * (b << 16 >> 16) + (a >> 16) * (b >> 16);
-#endif
-}
-
 /* sums += the products of four codes in each lane of w with the four signed ones of x. */
 static inline __attribute__((always_inline)) void sz_q4_dot4(sz_ivec *sums, const sz_q4_words *w,
                                                              const int32_t *x)
@@ -108,8 +89,8 @@ static inline __attribute__((always_inline)) void sz_q4_dot4(sz_ivec *sums, cons
         (__m256i)*sums, _mm256_maddubs_epi16((__m256i)w->part[0], _mm256_set1_epi32(*x)));
 #else
     const sz_ivec zero = { 0 };
-    *sums += sz_q4_dot2((sz_ivec)w->part[0], x[0] - zero);
-    *sums += sz_q4_dot2((sz_ivec)w->part[SZ_Q4_X_WORDS - 1], x[SZ_Q4_X_WORDS - 1] - zero);
+    *sums += sz_dot2((sz_ivec)w->part[0], x[0] - zero);
+    *sums += sz_dot2((sz_ivec)w->part[SZ_Q4_X_WORDS - 1], x[SZ_Q4_X_WORDS - 1] - zero);
 #endif
     SZ_IN_REGISTER(*sums);
 }
@@ -164,7 +145,7 @@ static inline __attribute__((always_inline)) sz_ivec sz_q4_add_parts(sz_ivec tot
 #elif defined(__AVXVNNI__)
     return (sz_ivec)_mm256_dpwssd_avx_epi32((__m256i)total, (__m256i)sum, (__m256i)part);
 #else
-    return total + sz_q4_dot2(sum, part);
+    return total + sz_dot2(sum, part);
 #endif
 }
 

@@ -10,43 +10,38 @@
  * same; with VNNI four of them in each lane are one instruction, without it two are.
  * Leaves out: gradients of weights.
  */
+#include "int8_lanes.h"
+#include "int8_many.h"
 #include "packed_store.h"
 #include "packed_x.h"
 #include "packed_amx.h"
 #include "tasks.h"
 #include "fetch.h"
 #include <omp.h>
-#ifdef __x86_64__
-#include <immintrin.h>
-#endif
-
-/* A block of 16 rows of weights is VECTORS vectors of SZ_LANES rows. */
-enum { VECTORS = SZ_Q_ROWS / SZ_LANES };
 
 /* Sizes of a tile, so that its sums and operands fit the registers: up to FEW rows of x meet WIDE
- * vectors of weights, up to SOME meet 2, and up to MAX_TILE_ROWS meet 1. Four codes of x take
- * X_WORDS words. */
+ * vectors of weights, up to SOME meet 2, and up to MAX_TILE_ROWS meet 1. */
 #if defined(__AVX512VNNI__)
-enum { FEW = 4, SOME = 12, MAX_TILE_ROWS = 12, X_WORDS = 1 };
+enum { FEW = 4, SOME = 12, MAX_TILE_ROWS = 12 };
 #elif defined(__AVXVNNI__)
-enum { FEW = 2, SOME = 4, MAX_TILE_ROWS = 10, X_WORDS = 1 };
+enum { FEW = 2, SOME = 4, MAX_TILE_ROWS = 10 };
 #elif defined(__AVX512BW__)
-enum { FEW = 2, SOME = 10, MAX_TILE_ROWS = 10, X_WORDS = 2 };
+enum { FEW = 2, SOME = 10, MAX_TILE_ROWS = 10 };
 #elif defined(__AVX2__)
-enum { FEW = 2, SOME = 4, MAX_TILE_ROWS = 8, X_WORDS = 2 };
+enum { FEW = 2, SOME = 4, MAX_TILE_ROWS = 8 };
 #else
-enum { FEW = 2, SOME = 4, MAX_TILE_ROWS = 4, X_WORDS = 2 };
+enum { FEW = 2, SOME = 4, MAX_TILE_ROWS = 4 };
 #endif
 enum { WIDE = 4 };
 
 /* Up to so many rows of x meet one block of weights at a time where memory is read best as a single
  * stream. */
-enum { STREAM_ROWS = X_WORDS == 1 && VECTORS == 1 ? 2 : 1 };
+enum { STREAM_ROWS = SZ_Q_X_WORDS == 1 && SZ_Q_VECTORS == 1 ? 2 : 1 };
 
 /* Vectors of weights that m rows of x meet. */
 static inline __attribute__((always_inline)) int tile_width(int64_t m, bool one_stream)
 {
-    if (one_stream && m <= STREAM_ROWS) return VECTORS;
+    if (one_stream && m <= STREAM_ROWS) return SZ_Q_VECTORS;
     if (m <= FEW) return WIDE;
     return m <= SOME ? 2 : 1;
 }
@@ -55,19 +50,22 @@ enum {
     /* Blocks that a thread takes at once; fewer if they are more than the second-level cache has
      * room for. */
     TASK_BLOCKS = 4,
-    FEW_TASK_BLOCKS = WIDE / VECTORS > 1 ? WIDE / VECTORS : 1,
+    FEW_TASK_BLOCKS = WIDE / SZ_Q_VECTORS > 1 ? WIDE / SZ_Q_VECTORS : 1,
     TASK_BYTES = 256 << 10,
     MAX_SUMS = 24 /* vectors of sums of a tile */
 };
+
+/* With AVX2, a single row of x read as one stream has so many instructions for each line of weights
+ * that the processor does not look far enough ahead: the line so many bytes further on is fetched.
+ * Half or twice the distance is slower (measured on Zen 4). */
+enum { NEAR_BYTES = SZ_Q_X_WORDS == 2 && SZ_Q_VECTORS == 2 ? 448 : 0 };
 
 /* What is fetched while weights are multiplied: on Intel's processors the weights FETCH_BYTES
  * further on, elsewhere those of the next task. On Granite Rapids the first way reads memory at 16
  * GB/s and the second at 13. The second was tuned on Zen 5, where the first has not been tried.
  * With AVX2 more than FETCH_ROWS rows are limited by arithmetic, and the first way makes 8 rows 14
  * % slower. */
-enum { FETCH_BYTES = 2048, FETCH_ROWS = VECTORS == 1 ? 1 << 30 : 3 };
-
-typedef uint32_t word_vec_any __attribute__((vector_size(4 * SZ_LANES), aligned(4), may_alias));
+enum { FETCH_BYTES = 2048, FETCH_ROWS = SZ_Q_VECTORS == 1 ? 1 << 30 : 3 };
 
 /* ---- weights ---- */
 
@@ -155,74 +153,22 @@ int sz_cpu_dequantize_int8(const sz_call *c)
 
 /* ---- x ---- */
 
-/* Rows of x in 8 bits, in blocks of MAX_TILE_ROWS (the last may have fewer): words
- * [words][rows][X_WORDS] of four codes, and for each group scale [groups][rows] and start
- * [groups][rows]. A sum begins with start, which cancels the 128 in every weight's code. */
-typedef struct {
-    int32_t *words;
-    float *scale;
-    int32_t *start;
-} quantized_rows;
-
 /* Quantizes row i of x; rows: of its block, which is the distance between neighbours in the
  * results. */
 static void quantize_x(const sz_tensor *x, int64_t i, int64_t rows, int64_t words, int64_t groups,
-                       quantized_rows out)
+                       sz_q_rows out)
 {
     for (int64_t g = 0; g < groups; g++) {
         int8_t codes[SZ_Q_GROUP];
         const int32_t sum = sz_quantize_group(x, i, g, codes, &out.scale[g * rows]);
         out.start[g * rows] = -SZ_Q_ZERO * sum;
         for (int64_t j = 0; j < sz_min64(SZ_Q_WORDS, words - g * SZ_Q_WORDS); j++)
-            sz_put_word(out.words + (g * SZ_Q_WORDS + j) * rows * X_WORDS, codes + 4 * j, X_WORDS);
+            sz_put_word(out.words + (g * SZ_Q_WORDS + j) * rows * SZ_Q_X_WORDS, codes + 4 * j,
+                        SZ_Q_X_WORDS);
     }
 }
 
 /* ---- the product ---- */
-
-/* The weights of a vector as dot4 reads them: four unsigned bytes in each lane; without VNNI the
- * even and the odd ones apart, in 16 bits each. */
-typedef struct {
-    sz_uvec part[X_WORDS];
-} weight_words;
-
-static inline __attribute__((always_inline)) weight_words load_words(const uint8_t *codes)
-{
-    sz_uvec all = *(const word_vec_any *)codes;
-    weight_words w;
-    w.part[0] = X_WORDS == 1 ? all : all & 0x00ff00ffu;
-    if (X_WORDS == 2) w.part[X_WORDS - 1] = all >> 8 & 0x00ff00ffu;
-    return w;
-}
-
-/* The sum of the products of the two halves of each lane. */
-static inline __attribute__((always_inline)) sz_ivec dot2(sz_uvec w, int32_t x)
-{
-#if defined(__AVX512BW__)
-    return (sz_ivec)_mm512_madd_epi16((__m512i)w, _mm512_set1_epi32(x));
-#elif defined(__AVX2__)
-    return (sz_ivec)_mm256_madd_epi16((__m256i)w, _mm256_set1_epi32(x));
-#elif defined(__x86_64__)
-    return (sz_ivec)_mm_madd_epi16((__m128i)w, _mm_set1_epi32(x));
-#else
-    return (sz_ivec)(w & 0xffff) * (int32_t)(int16_t)x + (sz_ivec)(w >> 16) * (x >> 16);
-#endif
-}
-
-/* sums += the products of four unsigned bytes in each lane of w with the four signed ones of x. */
-static inline __attribute__((always_inline)) void dot4(sz_ivec *sums, const weight_words *w,
-                                                       const int32_t *x)
-{
-#if defined(__AVX512VNNI__)
-    *sums = (sz_ivec)_mm512_dpbusd_epi32((__m512i)*sums, (__m512i)w->part[0],
-                                         _mm512_set1_epi32(*x));
-#elif defined(__AVXVNNI__)
-    *sums = (sz_ivec)_mm256_dpbusd_avx_epi32((__m256i)*sums, (__m256i)w->part[0],
-                                             _mm256_set1_epi32(*x));
-#else
-    *sums += dot2(w->part[0], x[0]) + dot2(w->part[X_WORDS - 1], x[X_WORDS - 1]);
-#endif
-}
 
 /* What to fetch. distance: bytes from the weights in use; 0 to fetch the next task's instead, from
  * codes on, `step` bytes for each word. to_l2: into the second-level cache alone. */
@@ -240,7 +186,7 @@ static inline __attribute__((always_inline)) void tile(
     const uint8_t *const *w, const float *const *w_scale, const int32_t *x, const float *x_scale,
     const int32_t *start, prefetcher ahead, sz_vec *sums)
 {
-    const int LINES = R > VECTORS ? R / VECTORS : 1;
+    const int LINES = R > SZ_Q_VECTORS ? R / SZ_Q_VECTORS : 1;
 #pragma GCC unroll 24
     for (int i = 0; i < R * M; i++) sums[i] = (sz_vec){ 0 };
     for (int64_t g = 0; g < groups; g++, x_scale += M, start += M) {
@@ -253,21 +199,21 @@ static inline __attribute__((always_inline)) void tile(
         for (int r = 0; r < R; r++)
 #pragma GCC unroll 12
             for (int i = 0; i < M; i++) s[r * M + i] = start[i] - (sz_ivec){ 0 };
-        for (int64_t p = 0; p < n; p++, x += M * X_WORDS, ahead.codes += ahead.step) {
+        for (int64_t p = 0; p < n; p++, x += M * SZ_Q_X_WORDS, ahead.codes += ahead.step) {
 #pragma GCC unroll 4
             for (int line = 0; line < LINES && fetch; line++) {
-                const uint8_t *later = w[line * VECTORS] + (g * SZ_Q_WORDS + p) * 64 +
+                const uint8_t *later = w[line * SZ_Q_VECTORS] + (g * SZ_Q_WORDS + p) * 64 +
                                        ahead.distance;
                 sz_fetch(ahead.distance ? later : ahead.codes + 64 * line, ahead.to_l2);
             }
-            weight_words a[WIDE];
+            sz_q_weights a[WIDE];
 #pragma GCC unroll 4
-            for (int r = 0; r < R; r++) a[r] = load_words(w[r] + (g * SZ_Q_WORDS + p) * 64);
+            for (int r = 0; r < R; r++) a[r] = sz_q_load(w[r] + (g * SZ_Q_WORDS + p) * 64);
 #pragma GCC unroll 12
             for (int i = 0; i < M; i++)
 #pragma GCC unroll 4
                 for (int r = 0; r < R; r++) {
-                    dot4(&s[r * M + i], &a[r], x + i * X_WORDS);
+                    sz_q_dot4(&s[r * M + i], &a[r], x + i * SZ_Q_X_WORDS);
                     SZ_IN_REGISTER(s[r * M + i]);
                 }
         }
@@ -303,16 +249,16 @@ static __attribute__((noinline)) int any_tile(int64_t m, int64_t first, const ta
     const float *scales[WIDE];
     for (int r = 0; r < R; r++) {
         const int64_t v = sz_min64(first + r, w->vectors - 1);
-        const int64_t block = v / VECTORS;
-        const int64_t lane = v % VECTORS * SZ_LANES;
+        const int64_t block = v / SZ_Q_VECTORS;
+        const int64_t lane = v % SZ_Q_VECTORS * SZ_LANES;
         rows[r] = w->q + block * w->words * 64 + lane * 4;
         scales[r] = w->scale + block * w->groups * SZ_Q_ROWS + lane;
     }
 
     /* One instance for each m. */
 #define TILE(M, one_stream) \
-    tile(M, tile_width(M, one_stream), !(one_stream), w->words, w->groups, rows, scales, x, \
-         x_scale, start, ahead, sums)
+    tile(M, tile_width(M, one_stream), !(one_stream) || NEAR_BYTES, w->words, w->groups, rows, \
+         scales, x, x_scale, start, ahead, sums)
 #define CASE(M) \
     case M: \
         if (one_stream && M <= STREAM_ROWS) TILE(M, true); \
@@ -340,7 +286,7 @@ static __attribute__((noinline)) int any_tile(int64_t m, int64_t first, const ta
 /* All rows times the weights of a task, whose first column of y is `first`. Meanwhile the weights
  * at `later` are fetched, evenly over all tiles. */
 static void run_task(const task_weights *w, int64_t first, const uint8_t *later,
-                     const quantized_rows *in, const sz_tensor *y, const sz_tensor *bias, int64_t n)
+                     const sz_q_rows *in, const sz_tensor *y, const sz_tensor *bias, int64_t n)
 {
     const bool one_stream = sz_processor_is_zen_1_to_4();
     int64_t tiles = 0;
@@ -348,13 +294,18 @@ static void run_task(const task_weights *w, int64_t first, const uint8_t *later,
         const int width = tile_width(sz_min64(MAX_TILE_ROWS, n - i), one_stream);
         tiles += (w->vectors + width - 1) / width;
     }
-    prefetcher ahead = { later, w->vectors * 64 / VECTORS / tiles,
-                         sz_processor_is_intel() && n <= FETCH_ROWS ? FETCH_BYTES : 0, one_stream };
+    const bool is_near = one_stream && n <= STREAM_ROWS && NEAR_BYTES;
+    const bool is_ahead = sz_processor_is_intel() && n <= FETCH_ROWS;
+    prefetcher ahead = { later, w->vectors * 64 / SZ_Q_VECTORS / tiles,
+                         is_near    ? NEAR_BYTES
+                         : is_ahead ? FETCH_BYTES
+                                    : 0,
+                         one_stream && !is_near };
     for (int64_t i = 0; i < n; i += MAX_TILE_ROWS) {
         const int64_t rows = sz_min64(MAX_TILE_ROWS, n - i);
         for (int64_t v = 0, computed; v < w->vectors; v += computed) {
             sz_vec sums[MAX_SUMS];
-            computed = any_tile(rows, v, w, in->words + i * w->words * X_WORDS,
+            computed = any_tile(rows, v, w, in->words + i * w->words * SZ_Q_X_WORDS,
                                 in->scale + i * w->groups, in->start + i * w->groups, ahead, sums);
             ahead.codes += ahead.step * w->words;
             for (int64_t r = 0; r < sz_min64(computed, w->vectors - v); r++)
@@ -380,22 +331,27 @@ int sz_cpu_linear_int8(const sz_call *c)
     if (n >= SZ_PACKED_MANY) return sz_amx_linear_int8(c);
 #endif
 
-    /* x in 8 bits. */
-    quantized_rows in = {
-        sz_scratch((size_t)(n * words * X_WORDS + 1) * sizeof *in.words),
+    /* x in 8 bits, in blocks of as many rows as a tile has. */
+    const bool many = SZ_Q_X_WORDS == 2 && n >= SZ_Q_MANY;
+    const int64_t most = many ? SZ_Q_MANY_TILE : MAX_TILE_ROWS;
+    sz_q_rows in = {
+        sz_scratch((size_t)(n * words * SZ_Q_X_WORDS + 1) * sizeof *in.words),
         sz_scratch((size_t)(n * groups + 1) * sizeof *in.scale),
         sz_scratch((size_t)(n * groups + 1) * sizeof *in.start),
     };
     if (!in.words || !in.scale || !in.start) return -1;
 #pragma omp parallel for schedule(static) if (n * k >= SZ_PARALLEL_FROM)
     for (int64_t i = 0; i < n; i++) {
-        const int64_t first = i - i % MAX_TILE_ROWS;
-        const int64_t rows = sz_min64(MAX_TILE_ROWS, n - first);
-        quantized_rows row = { in.words + (first * words + i - first) * X_WORDS,
-                               in.scale + first * groups + i - first,
-                               in.start + first * groups + i - first };
+        const int64_t first = i - i % most;
+        const int64_t rows = sz_min64(most, n - first);
+        sz_q_rows row = { in.words + (first * words + i - first) * SZ_Q_X_WORDS,
+                          in.scale + first * groups + i - first,
+                          in.start + first * groups + i - first };
         quantize_x(x, i, rows, words, groups, row);
     }
+#if SZ_Q_X_WORDS == 2
+    if (many) return sz_q_many(c, &in);
+#endif
 
     /* A task is some blocks of weights times all rows. */
     const int64_t task_blocks = words * 64 * TASK_BLOCKS > TASK_BYTES ? FEW_TASK_BLOCKS
@@ -410,7 +366,7 @@ int sz_cpu_linear_int8(const sz_call *c)
             sz_f32(scale) + t.first * groups * SZ_Q_ROWS,
             words,
             groups,
-            sz_min64(task_blocks, blocks - t.first) * VECTORS,
+            sz_min64(task_blocks, blocks - t.first) * SZ_Q_VECTORS,
         };
         run_task(&w, t.first * SZ_Q_ROWS, (const uint8_t *)q->data + later * words * 64, &in, y,
                  bias, n);

@@ -80,15 +80,23 @@ static inline int32_t sz_quantize_group(const sz_tensor *x, int64_t i, int64_t g
     return sum;
 }
 
+/* Two signed bytes, in the low halves of 16 bits each, widened to the 16 bits. */
+static inline uint32_t sz_widen_bytes(uint32_t bytes)
+{
+    return bytes | (bytes & 0x00800080u) * 0x1fe;
+}
+
 /* Four codes as products read them: in one word as they are, or in two words, the even and then the
  * odd ones in 16 bits each. */
 static inline void sz_put_word(int32_t *to, const int8_t *codes, const int words)
 {
+    uint32_t all;
+    memcpy(&all, codes, sizeof all);
     if (words == 1) {
-        memcpy(to, codes, 4);
+        to[0] = (int32_t)all;
     } else {
-        const int16_t pairs[4] = { codes[0], codes[2], codes[1], codes[3] };
-        memcpy(to, pairs, sizeof pairs);
+        to[0] = (int32_t)sz_widen_bytes(all & 0x00ff00ffu);
+        to[1] = (int32_t)sz_widen_bytes(all >> 8 & 0x00ff00ffu);
     }
 }
 
