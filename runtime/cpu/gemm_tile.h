@@ -75,6 +75,10 @@ typedef int32_t sz_ivec4 __attribute__((vector_size(16)));
 #define SZ_IN_REGISTER(v)
 #endif
 
+/* The cases of a switch that has an instance for each number of rows; the user defines CASE(M). */
+#define SZ_CASES_TO_8 CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) CASE(7) CASE(8)
+#define SZ_CASES_TO_12 SZ_CASES_TO_8 CASE(9) CASE(10) CASE(11) CASE(12)
+
 static inline sz_vec sz_vec_load(const float *p) { return *(const sz_vec_any *)p; }
 static inline void sz_vec_store(float *p, sz_vec v) { *(sz_vec_any *)p = v; }
 static inline sz_vec sz_vec_all(float x) { return x - (sz_vec){ 0 }; }

@@ -322,9 +322,6 @@ static inline __attribute__((always_inline)) void tile_by_rows(
     }
 }
 
-/* CASE(1) to CASE(8) of a switch. */
-#define CASES_TO_8 CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) CASE(7) CASE(8)
-
 /* A tile for any m <= MOST_BY_ROWS; below, for any m <= MAX_TILE_ROWS. What each instance fetches
  * is measured. */
 static __attribute__((noinline)) void any_by_rows(int64_t m, const task_weights *t,
@@ -338,7 +335,7 @@ static __attribute__((noinline)) void any_by_rows(int64_t m, const task_weights 
         tile_by_rows(M, VECTORS_OF(M), next, t, x, x_scale, start, y); \
         break;
     switch (m) {
-        CASES_TO_8
+        SZ_CASES_TO_8
     }
 #undef CASE
 }
@@ -356,7 +353,7 @@ static __attribute__((noinline)) void any_by_columns(int64_t m, const task_weigh
                         x_scale, start, y); \
         break;
     switch (m) {
-        CASES_TO_8 CASE(9) CASE(10) CASE(11) CASE(12)
+        SZ_CASES_TO_12
     }
 #undef CASE
 }

@@ -263,20 +263,9 @@ static __attribute__((noinline)) int any_tile(int64_t m, int64_t first, const ta
     case M: \
         if (one_stream && M <= STREAM_ROWS) TILE(M, true); \
         else if (M <= MAX_TILE_ROWS) TILE(M, false); \
-        break
+        break;
     switch (m) {
-        CASE(1);
-        CASE(2);
-        CASE(3);
-        CASE(4);
-        CASE(5);
-        CASE(6);
-        CASE(7);
-        CASE(8);
-        CASE(9);
-        CASE(10);
-        CASE(11);
-        CASE(12);
+        SZ_CASES_TO_12
     }
 #undef CASE
 #undef TILE

@@ -37,6 +37,7 @@ typedef struct {
     int64_t row, rows, first, end;
 } task;
 
+/* The codes of group g of a block's first row. */
 static const uint8_t *codes_of(const sz_tensor *q, int64_t block, int64_t g)
 {
     return (const uint8_t *)q->data + (block * q->shape[1] + g * SZ_Q_WORDS) * 64;
@@ -123,20 +124,9 @@ static __attribute__((noinline)) void any_tile(int64_t m, int64_t n,
 #define CASE(M) \
     case M: \
         if (M <= SZ_Q_MANY_TILE) tile(M, n, w, w_scale, x, x_scale, start, sums); \
-        break
+        break;
     switch (m) {
-        CASE(1);
-        CASE(2);
-        CASE(3);
-        CASE(4);
-        CASE(5);
-        CASE(6);
-        CASE(7);
-        CASE(8);
-        CASE(9);
-        CASE(10);
-        CASE(11);
-        CASE(12);
+        SZ_CASES_TO_12
     }
 #undef CASE
 }
