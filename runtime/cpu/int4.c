@@ -66,7 +66,8 @@ enum { MOST_BY_ROWS = MAX_TILE_ROWS, PARTS_FIRST_FROM = MAX_TILE_ROWS + 1 };
 /* Rows of x in 8 bits, in blocks of a tile's rows (the last may have fewer): words
  * [words][rows][SZ_Q4_X_WORDS] of four codes, and for each 256 columns scale [..][rows] and start
  * [..][STARTS][rows]. A sum begins with start: one for each 16 columns cancels the 8 in every
- * weight's code, and the last one the SZ_Q4_BYTE_ZERO in 256 weights. */
+ * weight's code, and the last one the SZ_Q4_BYTE_ZERO in 256 weights (0 with sums of 16 bits, which
+ * do not multiply by parts first). */
 typedef struct {
     int32_t *words;
     float *scale;
@@ -82,8 +83,11 @@ static void quantize_x(const sz_tensor *x, int64_t i, int64_t rows, int64_t acro
         int8_t codes[SZ_Q4_COLS];
         sz_quantize_group(x, i, block, codes, out.scale);
         int32_t all = 0;
-        for (int64_t g = 0; g < SZ_Q4_GROUPS; g++)
-            all += out.start[g * rows] = sz_q4_start(codes + g * SZ_Q4_GROUP);
+        for (int64_t g = 0; g < SZ_Q4_GROUPS; g++) {
+            const int32_t start = sz_q4_start(codes + g * SZ_Q4_GROUP);
+            out.start[g * rows] = start;
+            if (!SZ_Q4_SUMS_OF_16) all += start;
+        }
         out.start[SZ_Q4_GROUPS * rows] = all * (SZ_Q4_BYTE_ZERO / SZ_Q4_ZERO);
         for (int64_t j = 0; j < WORDS; j++)
             sz_put_word(out.words + j * rows * SZ_Q4_X_WORDS, codes + 4 * j, SZ_Q4_X_WORDS);
