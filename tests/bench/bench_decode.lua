@@ -1,0 +1,93 @@
+-- bench_decode.lua - decoding as a part of the memory's bandwidth, in medians: bench.lua measures the
+-- bandwidth once and all steps together, and on a shared machine both drift within a second.
+--
+--   ./segzero tests/bench/bench_decode.lua [model=FILE.json|3b] [dtype=bf16|int8|int4|f32] [n=1]
+--       [prompt=1000] [steps=60] [threads=1] [clock=wall|cpu]
+--
+-- n answers to one prompt of text are decoded together, with random weights. After every sixth step
+-- the bandwidth is measured: 256 MiB summed, or read by a one-row product, whichever is faster.
+-- Prints one JSON object a line:
+--   decode_ms      a step; the median
+--   decode_tokens  tokens/s of all answers; limit: weights and cache are read once in each step, at
+--                  the median bandwidth. ratio is the part of the bandwidth
+-- Leaves out: images, prefill, the limits of arithmetic (bench.lua).
+
+local ffi = require "ffi"
+local tensor = require "segzero.core.tensor"
+local model = require "segzero.models.qwen_vl"
+local flops = require "segzero.models.qwen_vl.flops"
+local rollout = require "segzero.inference.rollout"
+local packing = require "segzero.inference.packing"
+local bench = require "tests.bench.bench_work"
+
+local BYTES = 2 ^ 28
+local COLUMNS = 4096
+local EVERY = 6 -- steps between two measurements of the bandwidth
+local WARM = 3  -- steps that do not count
+
+local opts = bench.options({ model = "tests/bench/bench_wide.json", dtype = "bf16", n = "1",
+  prompt = "1000", steps = "60", threads = "1" },
+  { model = true, dtype = true, n = true, prompt = true, steps = true, threads = true,
+    clock = true })
+local n, prompt, steps = tonumber(opts.n), tonumber(opts.prompt), tonumber(opts.steps)
+local now = bench.clock(opts)
+
+local vl = model.random(bench.config(opts.model), { dtype = opts.dtype, seed = 1, repeated = true })
+
+-- A prompt of text, each of whose words is at its place on all three axes.
+local function text_of(length)
+  local ids, positions, place = {}, packing.ints(3, length)
+  for i = 0, length - 1 do
+    ids[i + 1] = bench.word(vl, i)
+    for axis = 0, 2 do place[axis * length + i] = i end
+  end
+  return { input_ids = ids, position_ids = positions, next_position = length }
+end
+
+-- Bytes that a step reads: the weights, and half of the answers' part of the cache.
+local function bytes_of_step()
+  local counts = flops.counts(vl)
+  local layers = vl.config.layers
+  local element = opts.dtype == "f32" and 4 or 2
+  local width = model.packed_width[opts.dtype] or element
+  local cached = prompt + n * steps / 2
+  return width * (layers * counts.layer_weights + counts.head_weights) +
+         2 * element * counts.kv_width * layers * cached
+end
+
+local weight = tensor.empty({ BYTES / 4 / COLUMNS, COLUMNS }, {})
+ffi.fill(tensor.data(weight), BYTES, 1)
+local row = tensor.zeros({ 1, COLUMNS }, {})
+
+local function seconds(f)
+  local start = now()
+  f():free()
+  return now() - start
+end
+
+local function read_rate()
+  local sum = seconds(function() return weight:sum() end)
+  local product = seconds(function() return row:linear(weight, nil) end)
+  return BYTES / math.min(sum, product)
+end
+
+local function median(values)
+  table.sort(values)
+  return values[math.ceil(#values / 2)]
+end
+
+local times, rates = {}, {}
+local last
+rollout.generate(vl, { text_of(prompt) }, { n = n, temperature = 0, max_new_tokens = steps,
+  ignore_eos = true,
+  on_token = function(answer)
+    if answer.index ~= n then return end
+    if last and #answer.ids > WARM then times[#times + 1] = now() - last end
+    last = nil
+    if #answer.ids % EVERY == 0 then rates[#rates + 1] = read_rate()
+    else last = now() end
+  end })
+
+local step = median(times)
+bench.emit("decode_ms", step * 1000, "ms")
+bench.emit("decode_tokens", n / step, "tokens/s", { limit = n * median(rates) / bytes_of_step() })
