@@ -1,5 +1,5 @@
--- bench_decode.lua - decoding as a part of the memory's bandwidth, in medians: bench.lua measures the
--- bandwidth once and all steps together, and on a shared machine both drift within a second.
+-- bench_decode.lua - decoding as a part of the memory's bandwidth, in medians: bench.lua measures
+-- the bandwidth once and all steps together, and on a shared machine both drift within a second.
 --
 --   ./segzero tests/bench/bench_decode.lua [model=FILE.json|3b] [dtype=bf16|int8|int4|f32] [n=1]
 --       [prompt=1000] [steps=60] [threads=1] [clock=wall|cpu]
