@@ -1,4 +1,5 @@
-/* gemm_tile.h - vectors of f32 for the kernels that keep a tile of results in registers.
+/* gemm_tile.h - vectors of f32 and integers for the kernels that keep a tile of results in
+ * registers.
  *
  * A vector has SZ_LANES elements, as many as the kind of processor has; the compiler makes its
  * instructions of plain operators on vectors. Products of such tiles: attention_product.h,

@@ -8,8 +8,8 @@
 #include "ops/op.h"
 
 /* A tile is SZ_Q_MANY_TILE rows of x, the blocks that sz_q_many reads them in, times
- * SZ_Q_MANY_VECTORS vectors of weights. Its sums, weights and a word of x fit the registers.
- * SZ_Q_MANY: from so many rows on, this is faster (measured). */
+ * SZ_Q_MANY_VECTORS vectors of weights. With AVX its sums, weights and a word of x fit the
+ * registers. From SZ_Q_MANY rows on this is faster than int8.c (measured on x86). */
 #if defined(__AVX512BW__)
 enum { SZ_Q_MANY_TILE = 12, SZ_Q_MANY_VECTORS = 2, SZ_Q_MANY = 64 };
 #elif defined(__AVX2__)

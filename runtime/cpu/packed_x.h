@@ -80,7 +80,8 @@ static inline int32_t sz_quantize_group(const sz_tensor *x, int64_t i, int64_t g
     return sum;
 }
 
-/* Two signed bytes, in the low halves of 16 bits each, widened to the 16 bits. */
+/* Two signed bytes, in the low halves of 16 bits each, widened to the 16 bits: the sign 0x80 times
+ * 0x1fe is 0xff00. */
 static inline uint32_t sz_widen_bytes(uint32_t bytes)
 {
     return bytes | (bytes & 0x00800080u) * 0x1fe;

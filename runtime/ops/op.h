@@ -76,6 +76,10 @@ enum {
     SZ_PACKED_TASK_PANELS = 8, /* at most */
 };
 
+/* Without VNNI products with 8-bit weights take up to so many bytes for each thread, from so many
+ * rows on (cpu/int8_many.c). */
+enum { SZ_PACKED_MANY_BYTES = 136 << 10, SZ_PACKED_LEAST_MANY = 24 };
+
 /* Rows that such a product has room for. */
 static inline int64_t sz_packed_rows(int64_t n)
 {
@@ -83,13 +87,14 @@ static inline int64_t sz_packed_rows(int64_t n)
     return (n + SZ_PACKED_PANEL - 1) / SZ_PACKED_PANEL * SZ_PACKED_PANEL;
 }
 
-/* Bytes of the sums of one thread's task. */
+/* Bytes of the sums of one thread's task, on the kind of processor that takes most. */
 static inline int64_t sz_packed_sums_bytes(int64_t n)
 {
     if (n < SZ_PACKED_MANY) return 0;
     int64_t rows = sz_packed_rows(n);
     if (rows > SZ_PACKED_TASK_ROWS) rows = SZ_PACKED_TASK_ROWS;
-    return SZ_PACKED_TASK_PANELS * rows * SZ_PACKED_PANEL * (int64_t)sizeof(float);
+    const int64_t amx = SZ_PACKED_TASK_PANELS * rows * SZ_PACKED_PANEL * (int64_t)sizeof(float);
+    return n >= SZ_PACKED_LEAST_MANY && amx < SZ_PACKED_MANY_BYTES ? SZ_PACKED_MANY_BYTES : amx;
 }
 
 /* ---- calls ---- */

@@ -30,6 +30,7 @@ local opts = bench.options({ model = "tests/bench/bench_wide.json", dtype = "bf1
   { model = true, dtype = true, n = true, prompt = true, steps = true, threads = true,
     clock = true })
 local n, prompt, steps = tonumber(opts.n), tonumber(opts.prompt), tonumber(opts.steps)
+if steps < 2 * EVERY then error("bench_decode: steps= is at least " .. 2 * EVERY, 0) end
 local now = bench.clock(opts)
 
 local vl = model.random(bench.config(opts.model), { dtype = opts.dtype, seed = 1, repeated = true })
@@ -44,7 +45,7 @@ local function text_of(length)
   return { input_ids = ids, position_ids = positions, next_position = length }
 end
 
--- Bytes that a step reads: the weights, and half of the answers' part of the cache.
+-- Bytes that a step reads: the weights, the prompt's part of the cache, and half of the answers'.
 local function bytes_of_step()
   local counts = flops.counts(vl)
   local layers = vl.config.layers

@@ -111,6 +111,13 @@ check.case("a row of a product has the same bits, however many rows there are", 
   end
 end)
 
+check.case("nor do more rows, or attention's, change with the others", function()
+  for _, kind in ipairs(kinds) do
+    local output, status = run(kind, "tests/unit/test_row_bits.lua")
+    check.equal(status, 0, kind .. ": " .. output)
+  end
+end)
+
 -- Products of bf16 in all four forms against those of f32: remainders in every direction, an inner
 -- dimension and a right operand that are cut into pieces. Prints the relative errors.
 local PRODUCTS = [[

@@ -52,10 +52,10 @@ for name, make in pairs(PRODUCTS) do
   end)
 end
 
--- More rows than a panel has; the last rows, too.
+-- More rows than a panel has and more outputs than a task; the last rows, too.
 for _, name in ipairs { "int8", "int4" } do
   check.case(name .. ": a row has the same bits among hundreds", function()
-    for _, shape in ipairs(SHAPES) do
+    for _, shape in ipairs { { 48, 40 }, { 70, 2048 }, { 33, 1176 }, { 307, 300 } } do
       local m, k = unpack(shape)
       local product = PRODUCTS[name](tensor.randn({ m, k }, { dtype = "bf16" }), m)
       local x = tensor.randn({ 507, k }, { dtype = "bf16" })
