@@ -150,10 +150,6 @@ end
 
 local function bench_prefill()
   local rate = bench.flop_limit(opts.dtype)
-  local size = 2
-  if opts.dtype == "f32" then size = 4 end
-  local weight_size = model.packed_width[opts.dtype] or size
-  local weight_bytes = weight_size * (vl.config.layers * counts.layer_weights + counts.head_weights)
   local operations = counts.vision(grid_h, grid_w) + counts.text(prompt, causal_pairs(prompt, 0), 1)
   generate(1)                                      -- warms up: pages, primitives, compiled Lua
   local bandwidth = bench.read_rate(2)
@@ -174,8 +170,8 @@ local function bench_prefill()
     local step = run[2]
     -- on average half of the answer is in the cache
     local cached = prompt + n * (work.decode_tokens / 2)
-    local bytes = weight_bytes + size * 2 * counts.kv_width * vl.config.layers * cached
-    emit("decode_" .. n, n / step, "tokens/s", n * bandwidth * 1e9 / bytes)
+    emit("decode_" .. n, n / step, "tokens/s",
+      n * bandwidth * 1e9 / bench.step_bytes(vl, opts.dtype, cached))
   end
   emit("decode_group_speedup", results["decode_" .. runs[2][1]] / results.decode_1, "x", runs[2][1])
 end

@@ -15,7 +15,6 @@
 local ffi = require "ffi"
 local tensor = require "segzero.core.tensor"
 local model = require "segzero.models.qwen_vl"
-local flops = require "segzero.models.qwen_vl.flops"
 local rollout = require "segzero.inference.rollout"
 local packing = require "segzero.inference.packing"
 local bench = require "tests.bench.bench_work"
@@ -43,17 +42,6 @@ local function text_of(length)
     for axis = 0, 2 do place[axis * length + i] = i end
   end
   return { input_ids = ids, position_ids = positions, next_position = length }
-end
-
--- Bytes that a step reads: the weights, the prompt's part of the cache, and half of the answers'.
-local function bytes_of_step()
-  local counts = flops.counts(vl)
-  local layers = vl.config.layers
-  local element = opts.dtype == "f32" and 4 or 2
-  local width = model.packed_width[opts.dtype] or element
-  local cached = prompt + n * steps / 2
-  return width * (layers * counts.layer_weights + counts.head_weights) +
-         2 * element * counts.kv_width * layers * cached
 end
 
 local weight = tensor.empty({ BYTES / 4 / COLUMNS, COLUMNS }, {})
@@ -89,6 +77,8 @@ rollout.generate(vl, { text_of(prompt) }, { n = n, temperature = 0, max_new_toke
     else last = now() end
   end })
 
+-- On average half of the answers is in the cache.
+local bytes = bench.step_bytes(vl, opts.dtype, prompt + n * steps / 2)
 local step = median(times)
 bench.emit("decode_ms", step * 1000, "ms")
-bench.emit("decode_tokens", n / step, "tokens/s", { limit = n * median(rates) / bytes_of_step() })
+bench.emit("decode_tokens", n / step, "tokens/s", { limit = n * median(rates) / bytes })

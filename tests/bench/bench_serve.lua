@@ -72,17 +72,9 @@ local function limit(command)
 end
 
 local counts = flops.counts(vl)
--- Bytes of a weight and of a cached value.
-local WEIGHT_BYTES = { f32 = 4, bf16 = 2 }
-for dtype, width in pairs(model.packed_width) do WEIGHT_BYTES[dtype] = width end
-local CACHE_BYTES = { f32 = 4, bf16 = 2, int8 = 2, int4 = 2 }
 
 local function step_bytes(n)
-  local layers = vl.config.layers
-  local weights = layers * counts.layer_weights + counts.head_weights
-  local cached = #text.input_ids + n * 16
-  local cache = 2 * counts.kv_width * layers * cached
-  return WEIGHT_BYTES[opts.dtype] * weights + CACHE_BYTES[opts.dtype] * cache
+  return bench.step_bytes(vl, opts.dtype, #text.input_ids + n * 16)
 end
 
 local function prompt(input)

@@ -24,6 +24,9 @@
 --       Freed blocks are kept, so this is the peak
 --   bench.matmul_rate(dtype, times), bench.read_rate(times), bench.flop_limit(dtype)
 --       GFLOP/s, GB/s, GFLOP/s
+--   bench.step_bytes(vl, dtype, cached)
+--       bytes that a decoding step of a model reads: its weights, of this dtype, and `cached`
+--       positions of the cache
 --   bench.input(vl, {image = {h, w}, before =, after =, seed =, pixels =})
 --       what vl:process would return for an image of h x w pixels between `before` and `after` text
 --       tokens; pixels: patches to copy (default: random)
@@ -35,7 +38,9 @@ local cjson = require "cjson"
 local core = require "segzero.core.ffi"
 local tensor = require "segzero.core.tensor"
 local packing = require "segzero.inference.packing"
-local read_json = require("segzero.models.qwen_vl").read_json
+local model = require "segzero.models.qwen_vl"
+local flops = require "segzero.models.qwen_vl.flops"
+local read_json = model.read_json
 local released = require("examples.random_checkpoint").config
 
 local C = core.C
@@ -185,6 +190,15 @@ end
 function M.flop_limit(dtype)
   local f32 = M.matmul_rate("f32", 3)
   return dtype ~= "f32" and math.max(f32, M.matmul_rate("bf16", 3)) or f32
+end
+
+function M.step_bytes(vl, dtype, cached)
+  local counts = flops.counts(vl)
+  local layers = vl.config.layers
+  local element = dtype == "f32" and 4 or 2
+  local weights = layers * counts.layer_weights + counts.head_weights
+  return (model.packed_width[dtype] or element) * weights +
+         2 * element * counts.kv_width * layers * cached
 end
 
 -- ---- the prompt ----
