@@ -55,9 +55,9 @@ enum {
     MAX_SUMS = 24 /* vectors of sums of a tile */
 };
 
-/* With AVX2, a single row of x has many instructions for each line of weights, and the processor
- * does not look far enough ahead. So the line NEAR_BYTES further on is fetched: 28.6 instead of 26
- * GB/s, with 256 bytes 26, with 768 bytes 23.5 (Zen 4). */
+/* With AVX2, a single row of x takes many instructions for each line of weights, and the processor
+ * seems not to look far enough ahead. So the line NEAR_BYTES further on is fetched: 28.6 instead of
+ * 26 GB/s; with 256 bytes 26, with 768 bytes 23.5 (Zen 4). */
 enum { NEAR_BYTES = SZ_Q_X_WORDS == 2 && SZ_Q_VECTORS == 2 ? 448 : 0 };
 
 /* What is fetched while weights are multiplied: on Intel's processors the weights FETCH_BYTES

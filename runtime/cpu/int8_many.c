@@ -32,8 +32,9 @@ typedef struct {
     wide_weights weights;
     sz_vec sums[MOST_UNITS][PANEL_TILES][R * SZ_Q_MANY_TILE];
 } workspace;
-_Static_assert(sizeof(workspace) <= SZ_PACKED_MANY_BYTES, "what sz_workspace_linear_int8 counts");
-_Static_assert((int)SZ_Q_MANY >= (int)SZ_PACKED_LEAST_MANY, "from so many rows on");
+/* sz_workspace_linear_int8 counts this. */
+_Static_assert(sizeof(workspace) <= SZ_WIDENED_BYTES, "bytes of a thread");
+_Static_assert((int)SZ_Q_MANY >= (int)SZ_WIDENED_ROWS, "least rows");
 
 /* Rows [row, row + rows) of x times blocks [first, end) of weights. */
 typedef struct {

@@ -76,9 +76,9 @@ enum {
     SZ_PACKED_TASK_PANELS = 8, /* at most */
 };
 
-/* Without VNNI products with 8-bit weights take up to so many bytes for each thread, from so many
- * rows on (cpu/int8_many.c). */
-enum { SZ_PACKED_MANY_BYTES = 136 << 10, SZ_PACKED_LEAST_MANY = 24 };
+/* Without VNNI, products of SZ_WIDENED_ROWS rows or more with 8-bit weights take up to
+ * SZ_WIDENED_BYTES for each thread (cpu/int8_many.c). */
+enum { SZ_WIDENED_ROWS = 24, SZ_WIDENED_BYTES = 136 << 10 };
 
 /* Rows that such a product has room for. */
 static inline int64_t sz_packed_rows(int64_t n)
@@ -94,7 +94,7 @@ static inline int64_t sz_packed_sums_bytes(int64_t n)
     int64_t rows = sz_packed_rows(n);
     if (rows > SZ_PACKED_TASK_ROWS) rows = SZ_PACKED_TASK_ROWS;
     const int64_t amx = SZ_PACKED_TASK_PANELS * rows * SZ_PACKED_PANEL * (int64_t)sizeof(float);
-    return n >= SZ_PACKED_LEAST_MANY && amx < SZ_PACKED_MANY_BYTES ? SZ_PACKED_MANY_BYTES : amx;
+    return n >= SZ_WIDENED_ROWS && amx < SZ_WIDENED_BYTES ? SZ_WIDENED_BYTES : amx;
 }
 
 /* ---- calls ---- */

@@ -16,7 +16,6 @@ local ffi = require "ffi"
 local tensor = require "segzero.core.tensor"
 local model = require "segzero.models.qwen_vl"
 local rollout = require "segzero.inference.rollout"
-local packing = require "segzero.inference.packing"
 local bench = require "tests.bench.bench_work"
 
 local BYTES = 2 ^ 28
@@ -28,26 +27,26 @@ local opts = bench.options({ model = "tests/bench/bench_wide.json", dtype = "bf1
   prompt = "1000", steps = "60", threads = "1" },
   { model = true, dtype = true, n = true, prompt = true, steps = true, threads = true,
     clock = true })
-local n, prompt, steps = tonumber(opts.n), tonumber(opts.prompt), tonumber(opts.steps)
-if steps < 2 * EVERY then error("bench_decode: steps= is at least " .. 2 * EVERY, 0) end
+local function whole(key, least)
+  local value = tonumber(opts[key])
+  if value and value >= least and value % 1 == 0 then return value end
+  error(("bench_decode: %s=%s must be a whole number of at least %d"):format(key, opts[key], least),
+    0)
+end
+local n, prompt, steps = whole("n", 1), whole("prompt", 1), whole("steps", 2 * EVERY)
 local now = bench.clock(opts)
 
-local vl = model.random(bench.config(opts.model), { dtype = opts.dtype, seed = 1, repeated = true })
-
--- A prompt of text, each of whose words is at its place on all three axes.
-local function text_of(length)
-  local ids, positions, place = {}, packing.ints(3, length)
-  for i = 0, length - 1 do
-    ids[i + 1] = bench.word(vl, i)
-    for axis = 0, 2 do place[axis * length + i] = i end
-  end
-  return { input_ids = ids, position_ids = positions, next_position = length }
+local config = bench.config(opts.model)
+if not config then
+  error(("bench_decode: model=%s is neither a FILE.json nor a released size"):format(opts.model), 0)
 end
+local vl = model.random(config, { dtype = opts.dtype, seed = 1, repeated = true })
 
 local weight = tensor.empty({ BYTES / 4 / COLUMNS, COLUMNS }, {})
 ffi.fill(tensor.data(weight), BYTES, 1)
 local row = tensor.zeros({ 1, COLUMNS }, {})
 
+-- bench.read_rate would open a step of its own, in the middle of the answers'.
 local function seconds(f)
   local start = now()
   f():free()
@@ -67,7 +66,7 @@ end
 
 local times, rates = {}, {}
 local last
-rollout.generate(vl, { text_of(prompt) }, { n = n, temperature = 0, max_new_tokens = steps,
+rollout.generate(vl, { bench.text(vl, prompt) }, { n = n, temperature = 0, max_new_tokens = steps,
   ignore_eos = true,
   on_token = function(answer)
     if answer.index ~= n then return end

@@ -15,7 +15,6 @@
 -- first.
 
 local core = require "segzero.core.ffi"
-local packing = require "segzero.inference.packing"
 local model = require "segzero.models.qwen_vl"
 local rollout = require "segzero.inference.rollout"
 local bench = require "tests.bench.bench_work"
@@ -31,16 +30,7 @@ bench.clock(opts)
 local vl = model.qwen_vl(opts.model, { dtype = opts.dtype })
 local with_image = bench.input(vl,
   { image = work.image_size, before = work.text_tokens_before, after = work.text_tokens_after })
-
-local function text_input(n)
-  local ids, positions, p = {}, packing.ints(3, n)
-  for i = 0, n - 1 do
-    ids[i + 1] = bench.word(vl, i)
-    for axis = 0, 2 do p[axis * n + i] = i end
-  end
-  return { input_ids = ids, position_ids = positions, next_position = n }
-end
-local text = text_input(#with_image.input_ids)
+local text = bench.text(vl, #with_image.input_ids)
 
 local function reply(line)
   print(line)

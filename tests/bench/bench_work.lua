@@ -27,6 +27,8 @@
 --   bench.step_bytes(vl, dtype, cached)
 --       bytes that a decoding step of a model reads: its weights, of this dtype, and `cached`
 --       positions of the cache
+--   bench.text(vl, n)
+--       what vl:process would return for n tokens of text
 --   bench.input(vl, {image = {h, w}, before =, after =, seed =, pixels =})
 --       what vl:process would return for an image of h x w pixels between `before` and `after` text
 --       tokens; pixels: patches to copy (default: random)
@@ -204,6 +206,16 @@ end
 -- ---- the prompt ----
 -- A token id below the special ones. Any sequence will do if it is the same in every run.
 function M.word(vl, i) return (i * 7919 + 13) % vl.image_token_id end
+
+function M.text(vl, n)
+  local ids = {}
+  local positions, place = packing.ints(3, n)
+  for i = 0, n - 1 do
+    ids[i + 1] = M.word(vl, i)
+    for axis = 0, 2 do place[axis * n + i] = i end
+  end
+  return { input_ids = ids, position_ids = positions, next_position = n }
+end
 
 function M.input(vl, opts)
   local c = vl.config

@@ -62,7 +62,7 @@ for _, name in ipairs { "int8", "int4" } do
       local all = product(x)
       for _, first in ipairs { 0, 235, 507 - 7 } do
         local few = product(x:narrow(first, 7))
-        check.equal(bits(few, 7) == bits(all:narrow(first, 7), 7), true,
+        check.ok(bits(few, 7) == bits(all:narrow(first, 7), 7),
           ("[%d, %d]: rows from %d on"):format(m, k, first))
         few:free()
       end
