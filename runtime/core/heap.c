@@ -95,12 +95,13 @@ static size_t room_for(size_t bytes)
     return room;
 }
 
-/* A large block has large pages: gradients are given back and touched again in every step, and a
- * pass that does little but fill 1.2 GB of them takes 1.6 s, and 2.4 s in small pages. */
+/* A large block has large pages. Gradients are given back and touched again in every step, and a
+ * pass that does little but fill 1.2 GB of them takes 1.6 s, and 2.4 s in small pages. Weights are
+ * read faster: of 2 to 5 MB of them in 4 bits, 28 GB/s, and 22 in small pages. */
 static char *host_memory(size_t align, size_t bytes)
 {
-    enum { HUGE_PAGE = 2 << 20, LARGE = 4 * HUGE_PAGE };
-    if (bytes < LARGE) return aligned_alloc(align, bytes);
+    enum { HUGE_PAGE = 2 << 20 };
+    if (bytes < HUGE_PAGE) return aligned_alloc(align, bytes);
     void *p = NULL; /* aligned_alloc would want a multiple of the alignment */
     if (posix_memalign(&p, HUGE_PAGE, bytes) != 0) return NULL;
     madvise(p, bytes, MADV_HUGEPAGE);
