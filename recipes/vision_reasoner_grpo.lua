@@ -1,7 +1,7 @@
 -- vision_reasoner_grpo.lua - GRPO on questions about several objects, as VisionReasoner trains.
 --
---   segzero recipes/vision_reasoner_grpo.lua [key=value ...]       the embedded default on RefShapes
---                                                                  with any number of objects
+--   segzero recipes/vision_reasoner_grpo.lua [key=value ...]      the embedded default on RefShapes
+--                                                                 with any number of objects
 --   segzero recipes/vision_reasoner_grpo.lua worker.actor.model.model_path=DIR
 --                                            data.train_files=FOLDER ...
 --

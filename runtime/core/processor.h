@@ -22,8 +22,8 @@ static inline bool sz_processor_is_intel(void)
 
 /* Whether it is one of AMD's Zen 1 to 4. One thread of Zen 4 reads 32 GB/s as a single stream that
  * it fetches by itself, and 21 as four. With four streams and the next weights fetched into the
- * second-level cache alone it reads 26 GB/s, and 19 if they go to the first as well. Zen 1 to 3 were
- * not measured. */
+ * second-level cache alone it reads 26 GB/s, and 19 if they go to the first as well. Zen 1 to 3
+ * were not measured. */
 static inline bool sz_processor_is_zen_1_to_4(void)
 {
 #ifdef __x86_64__

@@ -9,8 +9,8 @@
 
 typedef uint16_t sz_half_vec __attribute__((vector_size(2 * SZ_LANES)));
 
-/* Rounds to bf16, to nearest even; NaN stays NaN. A loop over sz_to_bf16 would round one by one: GCC
- * unrolls it before it looks for vectors. */
+/* Rounds to bf16, to nearest even; NaN stays NaN. A loop over sz_to_bf16 would round one by one:
+ * GCC unrolls it before it looks for vectors. */
 static inline sz_half_vec sz_vec_to_bf16(sz_vec v)
 {
     const sz_uvec u = (sz_uvec)v;

@@ -101,7 +101,8 @@ M.list = {
 M.options = {
   { name = "-e", value = "CHUNK", about = "run CHUNK (before the script; may be repeated)" },
   { name = "--device", value = "D", about = "where models are loaded by default: cpu or cuda" },
-  { name = "--threads", value = "N", about = "threads of the CPU kernels (default: all that it may use)" },
+  { name = "--threads", value = "N",
+    about = "threads of the CPU kernels (default: all that it may use)" },
   { name = "--ranks", value = "N", about = "N processes that work on one run, on this machine" },
   { name = "--version", about = "versions and paths" },
   { name = "--help", about = "this text" },

@@ -285,8 +285,8 @@ local reward = {
   { key = "worker.reward.on_error", type = "text", default = "stop", choices = { "stop", "zero" },
     help = "a reward that fails ends the run, or scores 0 and counts as reward_errors" },
   { key = "worker.reward.reload", type = "boolean", default = true,
-    help = "a reward's FILE.lua that is changed during the run judges from the next step on, with a "
-      .. "note" },
+    help = "a reward's FILE.lua that is changed during the run judges from the next step on, "
+      .. "with a note" },
   { key = "worker.reward.sam2_path", type = "text", default = "", path = true,
     help = "SAM2 for masks: a folder or a .pt file; empty: embedded, with that policy; none" },
 }

@@ -83,8 +83,8 @@ M.schema = schema.new {
   name = "reward",
   about = "Tries a reward on answers of known quality, or on the stored answers of a run.",
   usage = { "REWARD [key=value ...]", "REWARD --replay RUN [key=value ...]", "REWARD --watch" },
-  notes = { "REWARD is a FILE.lua, FILE.lua:NAME or a name in rewards/. Exit status 1: it failed on "
-    .. "an answer." },
+  notes = { "REWARD is a FILE.lua, FILE.lua:NAME or a name in rewards/. Exit status 1: it failed "
+    .. "on an answer." },
   groups = {
     { title = "What", rows = what },
     { title = "Rows", rows = rows },

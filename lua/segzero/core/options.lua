@@ -4,8 +4,8 @@
 --   local options = require "segzero.core.options"
 --   local GENERATE = options.set { "n", "temperature", "seed" }
 --   function methods:generate(input, opts)
---     opts = options.check("generate", opts, GENERATE, 2)     level as for error(): 2 is the caller,
---                                                             0 leaves the place out
+--     opts = options.check("generate", opts, GENERATE, 2)     level as for error(): 2 is the
+--                                                             caller, 0 leaves the place out
 --
 --   M.load = options.at_most("image.load", 1, M.load)        a function without options: refuses
 --                                                            a second argument

@@ -64,7 +64,8 @@ M:register("refshapes", {
 })
 
 M:register("tables", {
-  help = "Parquet or Arrow: a file, a pattern, a folder as the hub has it or save_to_disk writes it",
+  help = "Parquet or Arrow: a file, a pattern, a folder as the hub has it or "
+    .. "save_to_disk writes it",
   match = table_names.matches,
   open = table_source.open,
 })

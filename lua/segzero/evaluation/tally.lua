@@ -67,8 +67,8 @@ local function check_parts(parts, path)
   end
   for idx = 0, (number or 0) - 1 do
     if not found[idx] then
-      fail("output_dir: %s lacks output_%d.json: run that part again (--idx %d --num_parts %d)", path,
-        idx, idx, number)
+      fail("output_dir: %s lacks output_%d.json: run that part again (--idx %d --num_parts %d)",
+        path, idx, idx, number)
     end
   end
 end

@@ -25,8 +25,8 @@
 local registry = require "segzero.core.registry"
 
 local families = registry.new("model family",
-  { required = { "load" }, optional = { "answer_frame", "check", "meta", "processor", "random", "splits",
-      "help" } })
+  { required = { "load" }, optional = { "answer_frame", "check", "meta", "processor", "random",
+      "splits", "help" } })
 
 -- The built-in families load their modules on first use.
 local function qwen(name, help)

@@ -228,8 +228,8 @@ function M.run(folder, step, wanted, options)
     solution = first.solution, estimator = cfg.algorithm.adv_estimator, mean = s.mean,
     std = s.std, answers = answers_of(group), notes = {} }
   if #found > 1 then
-    e.notes[1] = ("the step drew this row %d times; these are the answers of the first time"):format(
-      #found)
+    e.notes[1] = ("the step drew this row %d times; these are the answers of the first time")
+      :format(#found)
   end
 
   local stored = stored_rows.open(cfg)

@@ -96,7 +96,8 @@ function methods:begin(t)
 end
 
 -- ---- a change ----
-local FRESH = 2                 -- seconds: times of files are whole seconds, and it may change again
+-- Seconds: times of files are whole seconds, and the file may change again in the same one.
+local FRESH = 2
 
 local function is_fresh(path)
   local s = require("posix.sys.stat").stat(path)

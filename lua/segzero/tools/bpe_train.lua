@@ -28,8 +28,8 @@ local M = {}
 local byte = string.byte
 local sub = string.sub
 
-M.pattern = "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*"
-  .. "|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+"
+M.pattern = "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}"
+  .. "| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+"
 
 -- In id order. `false`: decoding keeps the token.
 M.added = {
@@ -45,18 +45,23 @@ M.added = {
 }
 
 -- The chat template that Qwen2.5-VL checkpoints carry.
-M.chat_template = "{% set image_count = namespace(value=0) %}{% set video_count = namespace(value=0) %}"
+M.chat_template = "{% set image_count = namespace(value=0) %}"
+  .. "{% set video_count = namespace(value=0) %}"
   .. "{% for message in messages %}{% if loop.first and message['role'] != 'system' %}"
   .. "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"
-  .. "<|im_start|>{{ message['role'] }}\n{% if message['content'] is string %}{{ message['content'] }}<|im_end|>\n"
+  .. "<|im_start|>{{ message['role'] }}\n"
+  .. "{% if message['content'] is string %}{{ message['content'] }}<|im_end|>\n"
   .. "{% else %}{% for content in message['content'] %}"
   .. "{% if content['type'] == 'image' or 'image' in content or 'image_url' in content %}"
   .. "{% set image_count.value = image_count.value + 1 %}"
-  .. "{% if add_vision_id %}Picture {{ image_count.value }}: {% endif %}<|vision_start|><|image_pad|><|vision_end|>"
+  .. "{% if add_vision_id %}Picture {{ image_count.value }}: {% endif %}"
+  .. "<|vision_start|><|image_pad|><|vision_end|>"
   .. "{% elif content['type'] == 'video' or 'video' in content %}"
   .. "{% set video_count.value = video_count.value + 1 %}"
-  .. "{% if add_vision_id %}Video {{ video_count.value }}: {% endif %}<|vision_start|><|video_pad|><|vision_end|>"
-  .. "{% elif 'text' in content %}{{ content['text'] }}{% endif %}{% endfor %}<|im_end|>\n{% endif %}{% endfor %}"
+  .. "{% if add_vision_id %}Video {{ video_count.value }}: {% endif %}"
+  .. "<|vision_start|><|video_pad|><|vision_end|>"
+  .. "{% elif 'text' in content %}{{ content['text'] }}{% endif %}{% endfor %}"
+  .. "<|im_end|>\n{% endif %}{% endfor %}"
   .. "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 
 local function utf8_char(code) -- U+0000 .. U+07FF
@@ -253,20 +258,23 @@ local function quote(s)
 end
 
 local function tokenizer_json(model)
-  local byte_level = '{"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": false}'
+  local byte_level = '{"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, '
+    .. '"use_regex": false}'
   local out = { '{\n"version": "1.0",\n"truncation": null,\n"padding": null,\n"added_tokens": [\n' }
   for i, t in ipairs(M.added) do
-    out[#out + 1] = string.format(
-      '{"id": %d, "content": %s, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": %s}%s\n',
+    out[#out + 1] = string.format('{"id": %d, "content": %s, "single_word": false, '
+      .. '"lstrip": false, "rstrip": false, "normalized": false, "special": %s}%s\n',
       model.special[t[1]], quote(t[1]), tostring(t[2]), i < #M.added and "," or "")
   end
-  out[#out + 1] = '],\n"normalizer": {"type": "NFC"},\n"pre_tokenizer": {"type": "Sequence", "pretokenizers": [\n'
+  out[#out + 1] = '],\n"normalizer": {"type": "NFC"},\n'
+    .. '"pre_tokenizer": {"type": "Sequence", "pretokenizers": [\n'
     .. '{"type": "Split", "pattern": {"Regex": ' .. quote(M.pattern)
       .. '}, "behavior": "Isolated", "invert": false},\n'
     .. byte_level .. ']},\n"post_processor": ' .. byte_level .. ',\n"decoder": ' .. byte_level
       .. ',\n'
-    .. '"model": {"type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": "",'
-    .. ' "end_of_word_suffix": "", "fuse_unk": false, "byte_fallback": false, "ignore_merges": false,\n"vocab": {\n'
+    .. '"model": {"type": "BPE", "dropout": null, "unk_token": null, '
+    .. '"continuing_subword_prefix": "", "end_of_word_suffix": "", "fuse_unk": false, '
+    .. '"byte_fallback": false, "ignore_merges": false,\n"vocab": {\n'
   for i, token in ipairs(model.tokens) do
     out[#out + 1] = quote(token) .. ": " .. (i - 1) .. (i < #model.tokens and ",\n" or "\n")
   end
@@ -283,14 +291,15 @@ local function tokenizer_config_json(model)
   local out = {
     '{\n"add_bos_token": false,\n"add_prefix_space": false,\n"added_tokens_decoder": {\n' }
   for i, t in ipairs(M.added) do
-    out[#out + 1] = string.format(
-      '"%d": {"content": %s, "lstrip": false, "normalized": false, "rstrip": false, "single_word": false, "special": %s}%s\n',
+    out[#out + 1] = string.format('"%d": {"content": %s, "lstrip": false, "normalized": false, '
+      .. '"rstrip": false, "single_word": false, "special": %s}%s\n',
       model.special[t[1]], quote(t[1]), tostring(t[2]), i < #M.added and "," or "")
   end
   out[#out + 1] = '},\n"bos_token": null,\n"chat_template": ' .. quote(M.chat_template) .. ',\n'
     .. '"clean_up_tokenization_spaces": false,\n"eos_token": "<|im_end|>",\n"errors": "replace",\n'
-    .. '"model_max_length": 131072,\n"pad_token": "<|endoftext|>",\n"split_special_tokens": false,\n'
-    .. '"tokenizer_class": "Qwen2Tokenizer",\n"unk_token": null\n}\n'
+    .. '"model_max_length": 131072,\n"pad_token": "<|endoftext|>",\n'
+    .. '"split_special_tokens": false,\n"tokenizer_class": "Qwen2Tokenizer",\n'
+    .. '"unk_token": null\n}\n'
   return table.concat(out)
 end
 

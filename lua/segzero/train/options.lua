@@ -76,7 +76,8 @@ local function optimizer_options(actor)
     weight_decay = o.weight_decay, max_grad_norm = actor.max_grad_norm,
     state_dtype = o.state_dtype, master_weights = o.master_weights,
     grad_dtype = grad_dtype, shard_state = o.shard_state,
-    offload_moments = actor.offload.optimizer_offload, offload_masters = actor.offload.param_offload,
+    offload_moments = actor.offload.optimizer_offload,
+    offload_masters = actor.offload.param_offload,
   }
 end
 

@@ -154,8 +154,8 @@ only("worker.rollout.do_sample", { "true" }, "training always samples",
   "training always samples; evaluation is greedy")
 only("worker.rollout.ignore_eos", { "false" }, "an answer ends at the end token")
 add { key = "worker.rollout.max_model_len", kept = "text",
-  does = "data.max_prompt_length and data.max_response_length are the limits; a smaller number is " ..
-    "refused, because it would cut answers" }
+  does = "data.max_prompt_length and data.max_response_length are the limits; a smaller number "
+    .. "is refused, because it would cut answers" }
 note("sampling has no progress bar of its own", "worker.rollout.disable_tqdm")
 note("vLLM alone needs this limit", "worker.rollout.limit_images")
 only("worker.rollout.val_override_config", { "null", "{}", "" },

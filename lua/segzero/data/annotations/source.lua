@@ -63,7 +63,8 @@ local function meta_of(self, i, entry)
   columns.id = id
   columns.problem = entry.texts[k]
   return { where = self:where(i), index = i, id = id, problem = entry.texts[k],
-    image = entry.image, mask = mask_value(self, entry), ignore_mask = entry.ignore, columns = columns }
+    image = entry.image, mask = mask_value(self, entry), ignore_mask = entry.ignore,
+    columns = columns }
 end
 
 -- The entry of row i. The rows of an entry follow each other, so the last one is kept.

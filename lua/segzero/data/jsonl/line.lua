@@ -116,7 +116,9 @@ end
 function M.image(columns, where)
   local value = columns.image
   if type(value) == "table" and value[1] ~= nil then
-    if #value > 1 then fail(where, "the column 'image' has %d images, and a row has one", #value) end
+    if #value > 1 then
+      fail(where, "the column 'image' has %d images, and a row has one", #value)
+    end
     value = value[1]
   end
   local path, url, why = path_or_url(value)

@@ -70,8 +70,9 @@ local has_said = false
 local function say_once(row, own)
   if has_said then return end
   has_said = true
-  notes.say(("row %s: the points of its solution leave the image of %s, so such points are not used; "
-    .. "solution_frame=840x840 if they count in that"):format(visible.line(row.id), frame.text(own)))
+  notes.say(("row %s: the points of its solution leave the image of %s, so such points are not "
+    .. "used; solution_frame=840x840 if they count in that")
+    :format(visible.line(row.id), frame.text(own)))
 end
 
 -- The two points of a row's solution in the image's pixels, or nil.

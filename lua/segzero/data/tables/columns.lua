@@ -129,8 +129,8 @@ function M.roles(file, options)
     local name = column.name
     if name ~= roles.image and name ~= roles.mask and name ~= roles.ignore_mask then
       if name ~= "bbox" and is_heavy(file:kind(name)) then
-        roles.notes[#roles.notes + 1] = ("%s: the column '%s' is not read; a row has one image, '%s'")
-          :format(file.path, name, roles.image)
+        roles.notes[#roles.notes + 1] = ("%s: the column '%s' is not read; a row has one image, "
+          .. "'%s'"):format(file.path, name, roles.image)
       else
         roles.others[#roles.others + 1] = name
       end

@@ -31,7 +31,9 @@ local DEPTH = 2                 -- folders below the one that is named
 
 local function fail(message, ...) error(message:format(...), 0) end
 
-local function is_table(path) return path:find "%.parquet$" ~= nil or path:find "%.arrow$" ~= nil end
+local function is_table(path)
+  return path:find "%.parquet$" ~= nil or path:find "%.arrow$" ~= nil
+end
 
 local function is_pattern(path) return path:find "[*?]" ~= nil end
 

@@ -1,6 +1,6 @@
 -- source.lua - files of Parquet or Arrow as a data source.
 --
---   local set = source.open("path/to/folder", { split = "train" })      see names.lua and columns.lua
+--   local set = source.open("path/to/folder", { split = "train" })    see names.lua and columns.lua
 --   set:meta(i)         as in jsonl.lua, but `image` is a text for messages, size() is the image's
 --                       {width, height} or nil and why, and `mask` draws itself (formats/mask.lua)
 --   set.notes           {text, ...}: what of the files is not used

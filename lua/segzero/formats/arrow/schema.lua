@@ -141,7 +141,9 @@ end
 
 function read_field(schema, b, place, depth)
   schema.count = schema.count + 1
-  if depth > DEEPEST or schema.count > MOST_FIELDS then fail "the schema is too deep or too large" end
+  if depth > DEEPEST or schema.count > MOST_FIELDS then
+    fail "the schema is too deep or too large"
+  end
   local f = { name = b:text(place, 0) or "", children = {} }
 
   -- The type.

@@ -181,7 +181,8 @@ function Tokenizer:free()
   self.handle = nil
 end
 
-options.limit(Tokenizer, { encode = 2, decode = 2, chat = 2, id = 1, token = 1, bytes = 1, size = 0 })
+options.limit(Tokenizer,
+  { encode = 2, decode = 2, chat = 2, id = 1, token = 1, bytes = 1, size = 0 })
 M.new = options.at_most("tokenizer", 1, M.new)
 
 function Tokenizer:__tostring()

@@ -23,7 +23,8 @@ local function compare(trainer, wanted)
   local world = ranks.world()
   if world:rank() > 0 or world:size() == wanted then return end
   notes.say(("trainer.n_gpus_per_node=%d and trainer.nnodes=%d are %d ranks, the launcher "
-    .. "started %d: these train"):format(trainer.n_gpus_per_node, trainer.nnodes, wanted, world:size()))
+    .. "started %d: these train")
+    :format(trainer.n_gpus_per_node, trainer.nnodes, wanted, world:size()))
 end
 
 -- Why one process trains alone; nil: there are as many GPUs as the run asks for.
