@@ -110,7 +110,8 @@ add { name = "table_arrow", seeds = { read(SETS .. "saved_masks/data-00000-of-00
     read_rows(scratch .. "/x.arrow")
   end }
 add { name = "table_parquet", seeds = { read(SETS .. "reasonseg/data/test-00000-of-00001.parquet"),
-  read(SETS .. "easyr1/train.parquet"), read(SETS .. "refcocog/data/train-00000-of-00001.parquet") },
+  read(SETS .. "easyr1/train.parquet"),
+  read(SETS .. "refcocog/data/train-00000-of-00001.parquet") },
   run = function(text, scratch)
     write(scratch .. "/x.parquet", text)
     read_rows(scratch .. "/x.parquet")

@@ -34,7 +34,8 @@ function M.text(tokens)
 end
 
 function M.answered(vl, index)
-  local scene = refshapes.sample { seed = 1, split = "heldout", index = index, size = 112, questions = 1 }
+  local scene = refshapes.sample { seed = 1, split = "heldout", index = index, size = 112,
+    questions = 1 }
   local image = tasks.image_of(scene)
   local question = prompt.seg_zero(scene.questions[1].problem)
   local input = vl:process { { role = "user", content = {

@@ -27,7 +27,9 @@ local RETRIES = "4"
 
 local function run(argv)
   local text, status = process.run(argv, { timeout = TIMEOUT })
-  if status ~= 0 then return nil, ("%s: %s"):format(table.concat(argv, " "), text:gsub("\n.*", "")) end
+  if status ~= 0 then
+    return nil, ("%s: %s"):format(table.concat(argv, " "), text:gsub("\n.*", ""))
+  end
   return true
 end
 
@@ -79,9 +81,13 @@ function methods:write_agent(path)
   assert(require("posix.sys.stat").chmod(path, 448))    -- rwx for the owner
 end
 
-function methods:cut() assert(run { "ip", "-n", self.space.b, "link", "set", self.cable.b, "down" }) end
+function methods:cut()
+  assert(run { "ip", "-n", self.space.b, "link", "set", self.cable.b, "down" })
+end
 
-function methods:mend() assert(run { "ip", "-n", self.space.b, "link", "set", self.cable.b, "up" }) end
+function methods:mend()
+  assert(run { "ip", "-n", self.space.b, "link", "set", self.cable.b, "up" })
+end
 
 function methods:close()
   for _, space in pairs(self.space) do run { "ip", "netns", "delete", space } end

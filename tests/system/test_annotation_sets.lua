@@ -137,8 +137,8 @@ check.case("bad boxes, masks and images are named with file and id before step 1
   local name = damaged('("bbox": )%[[%d., ]+%]', "%1[10, 10, -4, 5]")
   local text, status, folder = train(name)
   check.ok(status ~= 0 and text:find("a box or a point is not in the image in 5", 1, true), text)
-  check.ok(text:find("refs(umd).p ref_id 1 text 1: the box [10,10,6,15] has its corners in", 1, true),
-    text)
+  check.ok(text:find("refs(umd).p ref_id 1 text 1: the box [10,10,6,15] has its corners in",
+    1, true), text)
   check.ok(text:find("refs(umd).p ref_id 2: the box [10,10,6,15]", 1, true), text)
   check.ok(text:find("and 2 more", 1, true), "three places: " .. text)
   check.ok(not files.exists(folder), "no run folder")
@@ -152,7 +152,8 @@ check.case("bad boxes, masks and images are named with file and id before step 1
   name, root = damaged("miniature", "miniature")
   os.remove(root .. "/images/train2014/COCO_train2014_000000000002.jpg")
   text, status = train(name)
-  check.ok(status ~= 0 and text:find("refs%(umd%).p ref_id 4: .*000000000002.jpg: No such file"), text)
+  check.ok(status ~= 0 and text:find("refs%(umd%).p ref_id 4: .*000000000002.jpg: No such file"),
+    text)
   text, status = train(name, { "data.on_bad_row=skip" })
   check.equal(status, 0, "left out: " .. text)
 

@@ -122,7 +122,8 @@ check.case("a tied model that carries a head", function()
 end)
 
 check.case("broken model folders through the program", function()
-  fails("no model in " .. place .. "/model-gone: there is no such folder", nil, place .. "/model-gone")
+  fails("no model in " .. place .. "/model-gone: there is no such folder", nil,
+    place .. "/model-gone")
   fails("model.norm.weight: shape [31], expected [32]", nil,
     with_weights("shape2", { ["model.norm.weight"] = tensor.zeros { 31 } }))
   fails("/kind2/config.json: unknown model family 'llama'", nil,

@@ -136,8 +136,8 @@ check.case("the words that a shell offers", function()
   check.equal(words("completion", ""), { "bash", "zsh" }, "shells")
   check.equal(words("reward", "seg_s"), { "seg_strict" }, "a reward")
   for _, word in ipairs(words("reward", "")) do
-    check.ok(word:find "/$" or word:find "%.lua$" or type(require("rewards." .. word)) == "function",
-      word .. " is a reward")
+    check.ok(word:find "/$" or word:find "%.lua$"
+      or type(require("rewards." .. word)) == "function", word .. " is a reward")
   end
   check.equal(words("reward", "seg", "--wa"), { "--watch=" }, "its options")
   check.equal(words("why", "runs/x", "st"), { "step=" }, "a setting after a run")

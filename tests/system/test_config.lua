@@ -138,8 +138,8 @@ check.case("values say the key, the value and what is expected", function()
     "trainer.max_steps=x")
   refused("^worker.recompute is 'maybe', expected true or false$", "worker.recompute=maybe")
   refused("^worker.kind is 'three', expected one of: one, two$", "worker.kind=three")
-  refused("^trainer.logger has 'consol', expected a list of: console, jsonl: did you mean 'console'%?$",
-    "trainer.logger=consol,jsonl")
+  refused("^trainer.logger has 'consol', expected a list of: console, jsonl: did you mean "
+    .. "'console'%?$", "trainer.logger=consol,jsonl")
   refused("^trainer.logger is empty, expected a list of: console, jsonl$", "trainer.logger=")
 end)
 
@@ -206,7 +206,8 @@ check.case("YAML: the command line overrides files, later files earlier ones", f
 end)
 
 check.case("YAML: mistakes are one line with the file", function()
-  refused("/bad.yaml: line %d+, column %d+: did not find", "config=" .. yaml("bad.yaml", "worker: [1\nn: 2"))
+  refused("/bad.yaml: line %d+, column %d+: did not find",
+    "config=" .. yaml("bad.yaml", "worker: [1\nn: 2"))
   refused("^config: .*/gone.yaml: No such file", "config=" .. place .. "/gone.yaml")
   refused("/list.yaml: expected keys with values", "config=" .. yaml("list.yaml", "- a\n- b"))
   refused("/range.yaml: worker.n is 0, expected a whole number from 1$",
@@ -233,11 +234,12 @@ check.case("keys without an effect are noted once", function()
   local text, status = mini.run { "-e", ([[
     local schema = require "segzero.config.schema"
     local rows = { { key = "trainer.a", type = "number", default = 1, help = "a" },
-      { key = "log", type = "list", default = {}, choices = { "jsonl" }, elsewhere = { wandb = "jsonl" },
-        help = "l" } }
+      { key = "log", type = "list", default = {}, choices = { "jsonl" },
+        elsewhere = { wandb = "jsonl" }, help = "l" } }
     local s = schema.new { name = "x", groups = { { title = "t", rows = rows } },
       ignored = { ["trainer.nnodes"] = "one process", ["worker.critic.*"] = "no critic" } }
-    local cfg = s:read { "trainer.nnodes=1", "config=%s", "--trainer.nnodes", "2", "trainer.a=2", "log=wandb,jsonl" }
+    local cfg = s:read { "trainer.nnodes=1", "config=%s", "--trainer.nnodes", "2", "trainer.a=2",
+      "log=wandb,jsonl" }
     print("read", cfg.trainer.a, cfg.trainer.nnodes, table.concat(cfg.log, " "))]]):format(path) }
   check.equal(status, 0, text)
   local _, notes = text:gsub("note: trainer.nnodes has no effect here: one process\n", "")
@@ -386,7 +388,8 @@ check.case("ranges and choices of the recipe", function()
     ["trainer.save_freq=-2"] = "is -2, expected a whole number from -1",
     ["worker.actor.model.lora.rank=1.5"] = "is 1.5, expected a whole number from 0",
     ["worker.actor.model.lora.alpha=0"] = "is 0, expected a number above 0",
-    ["data.refshapes_size=100"] = "is 100, expected a whole number from 84 to 840, a multiple of 28",
+    ["data.refshapes_size=100"] = "is 100, expected a whole number from 84 to 840, "
+      .. "a multiple of 28",
   }
   for word, wanted in pairs(cases) do
     local ok, why = pcall(recipe.settings, { word })
@@ -432,7 +435,8 @@ check.case("--help of every recipe and example", function()
     check.ok(text:find "\n  [%w_.]+=[^\n]*\n      %S", script .. " lists its settings")
   end
   local text = mini.run { "recipes/refcocog_grpo.lua", "--help", "lora.rank" }
-  local part = "^Model\n  worker.actor.model.lora.rank=0\n      [^\n]+ %(whole number from 0 to 65536%)\n$"
+  local part = "^Model\n  worker.actor.model.lora.rank=0\n      [^\n]+ "
+    .. "%(whole number from 0 to 65536%)\n$"
   check.ok(text:find(part), "a part: " .. text)
   check.ok(demo:help("nothing like it"):find("no setting of demo.lua has 'nothing like it'", 1,
     true), "no such part")

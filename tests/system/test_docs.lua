@@ -245,8 +245,8 @@ function runners.lua(folder, text)
   local name = text:match "^%-%- ([%w_]+%.lua):" or "block.lua"
   write(folder .. "/" .. name, text)
   local chunk = read(folder .. "/preload.lua")
-  local command = ("cd %s && %s -e %s %s </dev/null"):format(quoted(folder), quoted(host.executable),
-    quoted(chunk), name)
+  local command = ("cd %s && %s -e %s %s </dev/null"):format(quoted(folder),
+    quoted(host.executable), quoted(chunk), name)
   return shell(command)
 end
 

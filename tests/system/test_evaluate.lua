@@ -44,7 +44,8 @@ check.equal(reasoner.skipped, 2, "visionreasoner leaves out failures of SAM2, to
 check.raises(function() metrics.summary(rows, "none") end, "unknown protocol 'none'",
   "an unknown protocol")
 check.equal(metrics.line(metrics.summary({}, "fixed")),
-  "gIoU=none [none, none] cIoU=none [none, none] box=none [none, none] rows=0 failed=0 errors=0 skipped=0 protocol=fixed", "nothing to count")
+  "gIoU=none [none, none] cIoU=none [none, none] box=none [none, none] rows=0 failed=0 errors=0 "
+    .. "skipped=0 protocol=fixed", "nothing to count")
 
 local same = metrics.summary({ record(1, 4), record(2, 8), record(5, 20) }, "fixed")
 check.equal({ same.gIoU, same.cIoU }, { { 0.25, 0.25, 0.25 }, { 0.25, 0.25, 0.25 } },
@@ -118,7 +119,8 @@ local function said(number, several)
   if several then
     return ('<think>hm</think><answer>[{"bbox_2d": %s, "point_2d": [15,15]}]</answer>'):format(bbox)
   end
-  return ('<think>hm</think><answer>{"bbox": %s, "points_1": [15,15], "points_2": [20,20]}</answer>'):format(bbox)
+  return ('<think>hm</think><answer>{"bbox": %s, "points_1": [15,15], "points_2": [20,20]}'
+    .. '</answer>'):format(bbox)
 end
 
 local stand_in = {}
@@ -290,7 +292,8 @@ local text, status = program { "sam2_path=" .. SAM2, "data=refshapes", "rows=3",
   "val_batch_size=2" }
 check.equal(status, 0, text)
 check.equal(text:match "([^\n]*)\n$",
-  "gIoU=0.000 [0.000, 0.000] cIoU=0.000 [0.000, 0.000] box=0.000 [0.000, 0.000] rows=3 failed=3 errors=0 skipped=0 protocol=fixed", "the last line")
+  "gIoU=0.000 [0.000, 0.000] cIoU=0.000 [0.000, 0.000] box=0.000 [0.000, 0.000] rows=3 failed=3 "
+    .. "errors=0 skipped=0 protocol=fixed", "the last line")
 check.ok(text:find("ETA", 1, true), "progress with an ETA")
 for _, r in ipairs(results(place .. "/program")) do
   check.ok(r.union > 20 and r.failure_kind == "answer", "the true mask's area stands for the row")

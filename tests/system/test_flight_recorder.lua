@@ -103,7 +103,8 @@ check.case("settings of a step are those under which it ran", function()
   has(select(1, replay("F", "step=2")), "step=2 is not in ", "before it began")
 end)
 
-check.case("a return to before a change of settings keeps what the first steps ran under", function()
+check.case("a return to before a change of settings keeps what the first steps "
+  .. "ran under", function()
   local folder = place .. "/V"
   local function lr(name) return cjson.decode(files.read(folder .. name)).worker.actor.optim.lr end
   train("V", "trainer.max_steps=3", "trainer.save_freq=1", "trainer.save_limit=-1")
@@ -217,7 +218,8 @@ check.case("why lists the rows of a step, and explains one", function()
   has(text, "step 3 has no row nothing; its rows: ", "which there are")
 end)
 
-check.case("a number that fits two rows is refused, and a row that was drawn twice is noted", function()
+check.case("a number that fits two rows is refused, and a row that was drawn twice "
+  .. "is noted", function()
   local rows = explaining.rows(place .. "/A", 3)
   local number = rows[1].row:match "%d+$"
   local function with(name, row)

@@ -120,7 +120,8 @@ check.case("the optimizer and its schedule", function()
   check.raises(function() read "worker.actor.optim.betas=[0.9,2]" end,
     "worker.actor.optim.beta2 is 2, expected a number from 0 and below 1", "range")
   local o = options("worker.actor.optim.warmup_style=cosine",
-    "worker.actor.optim.min_lr_ratio=0.25", "worker.actor.optim.lr_warmup_steps=2", "worker.actor.optim.lr=1")
+    "worker.actor.optim.min_lr_ratio=0.25", "worker.actor.optim.lr_warmup_steps=2",
+    "worker.actor.optim.lr=1")
   check.equal(o.schedules.lr, "cosine", "veRL's name")
   -- Steps 1 and 2 warm up; then from 1 to the smallest share after step 10.
   local schedules = require "segzero.algorithms.schedules"

@@ -198,7 +198,8 @@ check.case("a revision, and older files when the hub does not answer", function(
 end)
 
 check.case("what an offline cache lacks is said", function()
-  local list = { ["config.json"] = "{}", ["model.safetensors"] = WEIGHTS, ["tokenizer.json"] = "{}" }
+  local list = { ["config.json"] = "{}", ["model.safetensors"] = WEIGHTS,
+    ["tokenizer.json"] = "{}" }
   with_server({ models = { ["org/name"] = { files = list } } }, function(server)
     local home = new_home()
     local folder = server:run({ "fetch", "org/name" }, home):match "(/[^\n]*/snapshots/%x+)"

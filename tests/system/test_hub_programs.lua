@@ -101,7 +101,8 @@ check.case("a set of JSON files", function()
     check.equal(status, 0, text)
     check.ok(text:find("org/json\t3\t112\n", 1, true) ~= nil, text)
     check.ok(text:find("org/json@test\t1\t112\n", 1, true) ~= nil, text)
-    check.equal(files.exists(snapshot(home, "org/json", "dataset") .. "/README.md"), false, "README")
+    check.equal(files.exists(snapshot(home, "org/json", "dataset") .. "/README.md"), false,
+      "README")
   end)
 end)
 

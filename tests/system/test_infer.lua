@@ -79,7 +79,8 @@ refused(2, "max_new_tokens is 0, expected a whole number from 1", "--demo", "--m
 refused(2, "dtype is 'f16', expected one of: f32, bf16, int8, int4", "--demo", "--dtype=f16")
 refused(2, "leave %-%-image_path out", "--demo", "--image_path", "photo.png")
 refused(2, "must end in .png", "--demo", "--output_path", "a.gif")
-refused(1, "%-%-output_path: the folder nowhere does not exist", "--demo", "--output_path", "nowhere/a.png")
+refused(1, "%-%-output_path: the folder nowhere does not exist", "--demo", "--output_path",
+  "nowhere/a.png")
 refused(1, "missing.png: No such file", "--image_path", "missing.png", "--text", "x")
 refused(1, "text.png: not an? %a+", "--image_path", "text.png", "--text", "x")
 refused(1, "empty", "--image_path", "empty", "--text", "x")
@@ -89,15 +90,15 @@ refused(2, "%-%-mask_path must end in .png, got m.jpg", "--demo", "--sam2_path",
   "--mask_path", "m.jpg")
 refused(2, "both a.png", "--demo", "--sam2_path", SAM2, "--mask_path", "a.png", "--output_path",
   "a.png")
-refused(2, "output_path and %-%-image_path are both photo.png", "--image_path", "photo.png", "--text",
-  "x", "--output_path", "photo.png")
-refused(2, "mask_path and %-%-image_path are the same file, ./photo.png", "--image_path", "photo.png",
-  "--text", "x", "--sam2_path", SAM2, "--mask_path", "./photo.png")
+refused(2, "output_path and %-%-image_path are both photo.png", "--image_path", "photo.png",
+  "--text", "x", "--output_path", "photo.png")
+refused(2, "mask_path and %-%-image_path are the same file, ./photo.png", "--image_path",
+  "photo.png", "--text", "x", "--sam2_path", SAM2, "--mask_path", "./photo.png")
 refused(2, "multi is 'maybe', expected true or false", "--demo", "--multi=maybe")
 refused(2, "%-%-mask_path needs SAM2: .*%-%-sam2_path", "--image_path", "photo.png", "--text", "x",
   "--model_path", "nowhere", "--mask_path", "m.png")
-refused(1, "%-%-mask_path: the folder nowhere does not exist", "--demo", "--sam2_path", SAM2, "--mask_path",
-  "nowhere/m.png")
+refused(1, "%-%-mask_path: the folder nowhere does not exist", "--demo", "--sam2_path", SAM2,
+  "--mask_path", "nowhere/m.png")
 -- SAM2's path is looked at before the policy's.
 for _, bad in ipairs { { "nowhere", "nowhere: there is no such file or folder" },
   { "empty", "no SAM2 in empty" }, { "text.png", "text.png: not a file of torch.save" },
@@ -137,17 +138,20 @@ local function parrot(path, answer)
     tok:free()
   end })
   local json = files.read(name)
-  local entry = ('{"id": %d, "content": "%s", "single_word": false, "lstrip": false, "rstrip": false, ' ..
-    '"normalized": false, "special": false}'):format(id, (answer:gsub('"', '\\"')))
+  local entry = ('{"id": %d, "content": "%s", "single_word": false, "lstrip": false, '
+    .. '"rstrip": false, "normalized": false, "special": false}')
+    :format(id, (answer:gsub('"', '\\"')))
   files.write(name, (json:gsub('("added_tokens": %[\n)',
     function(head) return head .. entry .. ",\n" end, 1)))
   return path
 end
 
 local ONE = parrot(dir .. "/one",
-  '<think>a thing</think><answer>{"bbox": [20,16,50,60], "points_1": [30,30], "points_2": [40,50]}</answer>')
+  '<think>a thing</think><answer>{"bbox": [20,16,50,60], "points_1": [30,30], '
+    .. '"points_2": [40,50]}</answer>')
 local SEVERAL = parrot(dir .. "/several",
-  '<answer>[{"bbox_2d": [20,16,50,60], "point_2d": [30,30]}, {"bbox_2d": [52,10,80,40], "point_2d": [66,20]}]</answer>')
+  '<answer>[{"bbox_2d": [20,16,50,60], "point_2d": [30,30]}, '
+    .. '{"bbox_2d": [52,10,80,40], "point_2d": [66,20]}]</answer>')
 local NONE = parrot(dir .. "/none", "<answer>[]</answer>")
 
 local function mask_of(path)
@@ -177,9 +181,12 @@ end
 
 for _, case in ipairs {
   { ONE, "one object",
-    scaled('<think>a thing</think>{"bbox": [20,16,50,60], "points_1": [30,30], "points_2": [40,50]}'), "\nbox:    %[152, 91, 381, 343%]\npoints: " },
+    scaled('<think>a thing</think>{"bbox": [20,16,50,60], "points_1": [30,30], '
+      .. '"points_2": [40,50]}'),
+    "\nbox:    %[152, 91, 381, 343%]\npoints: " },
   { SEVERAL, "two objects",
-    scaled('<answer>[{"bbox_2d": [20,16,50,60], "point_2d": [30,30]}, {"bbox_2d": [52,10,80,40], "point_2d": [66,20]}]</answer>', true),
+    scaled('<answer>[{"bbox_2d": [20,16,50,60], "point_2d": [30,30]}, '
+      .. '{"bbox_2d": [52,10,80,40], "point_2d": [66,20]}]</answer>', true),
     "\nobject 1: box %[152, 91, 381, 343%], point %[229, 171%]\nobject 2: box " },
   { NONE, "no object", {}, "\nthe answer names no object\n" },
 } do
@@ -188,8 +195,8 @@ for _, case in ipairs {
     multi, "--sam2_path", SAM2, "--mask_path", "m.png", "--output_path", "o.png")
   check.equal(status, 0, case[2] .. ": exit status; " .. output)
   check.ok(output:find(case[4]), case[2] .. ": says what was answered")
-  local pixels,
-    percent = output:match "\nmask:   (%d+) pixels %(([%d.]+)%% of the image%), score %d%.%d%d, %d+%.%d s\n"
+  local pixels, percent = output:match("\nmask:   (%d+) pixels %(([%d.]+)%% of the image%), "
+    .. "score %d%.%d%d, %d+%.%d s\n")
   local facts, count = mask_of(dir .. "/m.png")
   check.equal(facts, { 640, 480, 0, 0 },
     case[2] .. ": the mask has the image's size, one channel, 0 and 255")
@@ -211,7 +218,8 @@ check.ok(output:find "\nno mask: [^\n]*%-%-sam2_path", "and a line that says so"
 
 -- The frame of answers, in the image's 640 x 480.
 for _, case in ipairs {
-  { { "--resize", "none" }, "[20, 16, 50, 61]", "the model sees 644x476, and its answer counts in 644x476" },
+  { { "--resize", "none" }, "[20, 16, 50, 61]",
+    "the model sees 644x476, and its answer counts in 644x476" },
   { { "--resize", "112x84" }, "[114, 91, 286, 343]" },
   { { "--data.resize", "100x80" }, "[114, 91, 286, 343]",
     "the model sees 112x84, and its answer counts in 112x84" },

@@ -32,8 +32,8 @@ local function interrupted(name, text)
   local mark = ("%s/%s.begun"):format(folder, name)
   files.write(path, ("io.open(%q, 'w'):close()\n%s\n"):format(mark, text))
   return process.run({ "bash", "-c", ([["$0" --threads 1 "$1" & p=$!
-    until [ -e "$2" ]; do sleep 0.02; done; sleep 0.2; kill -INT $p; wait $p]]), host.executable, path,
-    mark }, { timeout = TIMEOUT })
+    until [ -e "$2" ]; do sleep 0.02; done; sleep 0.2; kill -INT $p; wait $p]]),
+    host.executable, path, mark }, { timeout = TIMEOUT })
 end
 
 local LOOPS = {
@@ -76,7 +76,8 @@ signal_case("a second Ctrl-C ends a script that catches every error", function()
   local path = folder .. "/stubborn.lua"
   files.write(path, "while true do pcall(function() while true do end end) end")
   local output, status = process.run({ "bash", "-c", [["$0" "$1" & p=$!; sleep 0.5
-    kill -INT $p; sleep 0.5; kill -INT $p; wait $p]], host.executable, path }, { timeout = TIMEOUT })
+    kill -INT $p; sleep 0.5; kill -INT $p; wait $p]], host.executable, path },
+    { timeout = TIMEOUT })
   check.equal(status, 130, "status")
   check.ok(output:find "interrupted twice", output)
 end)
@@ -114,8 +115,8 @@ local function in_a_run(name, text)
 end
 
 check.case("exit() in the middle of a run is no success", function()
-  local line = "segzero: exit() was called in the middle of a run, by a reward, another function of "
-    .. "yours or a library\n"
+  local line = "segzero: exit() was called in the middle of a run, by a reward, another function "
+    .. "of yours or a library\n"
   -- Sanitizers bring an _exit of their own.
   local names = { "exit", "quick_exit", "_exit", "_Exit" }
   local sanitizer = (host.library or ""):find "build/%a+/libsegzero"

@@ -19,7 +19,8 @@ local SMALL = " data.rollout_batch_size=2 worker.actor.global_batch_size=2 worke
   .. " data.max_response_length=8 data.resize=112x112 data.solution_frame=840x840"
 
 local function link(from, to)
-  assert(os.execute(("ln -s %s %s"):format(mini.quoted(from), mini.quoted(place .. "/" .. to))) == 0)
+  local command = ("ln -s %s %s"):format(mini.quoted(from), mini.quoted(place .. "/" .. to))
+  assert(os.execute(command) == 0)
 end
 
 for _, folder in ipairs { "bin", "data", "pretrained_models", "training_scripts", "out" } do

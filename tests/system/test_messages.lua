@@ -89,7 +89,8 @@ local ROWS = {
     { { GRPO, "word" }, "'word' is not a setting: write key=value" },
     { { GRPO, "worker.rollout.n=two" }, "worker.rollout.n is 'two', expected a whole number" },
     { { GRPO, "worker.rollout.n=1.5" }, "worker.rollout.n is 1.5, expected a whole number" },
-    { { GRPO, "worker.reward.timeout=-1" }, "worker.reward.timeout is -1, expected a number from 0" },
+    { { GRPO, "worker.reward.timeout=-1" },
+      "worker.reward.timeout is -1, expected a number from 0" },
     { { GRPO, "worker.reward.on_error=skip" }, "expected one of: stop, zero" },
     { { GRPO, "trainer.logger=nosuch" }, "trainer.logger has 'nosuch', expected a list of" },
     { { GRPO, "config=" .. AT .. "nosuch.yaml" }, "nosuch.yaml: No such file or directory" },
@@ -161,7 +162,8 @@ local ROWS = {
       "worker.reward.sam2_path: models/tiny/qwen2.5-vl is a qwen2_5_vl model; name a SAM2" },
     { { EVALUATE, "model_path=models/tiny/sam2" }, "model_path: models/tiny/sam2 is a SAM2" },
     { { EVALUATE, "sam2_path=models/tiny/qwen2.5-vl" }, "sam2_path: models/tiny/qwen2.5-vl is" },
-    { { INFER, "--demo", "--model_path", "models/tiny/sam2" }, "--model_path: models/tiny/sam2 is" },
+    { { INFER, "--demo", "--model_path", "models/tiny/sam2" },
+      "--model_path: models/tiny/sam2 is" },
     { { INFER, "--demo", "--sam2_path", "models/tiny/qwen2.5-vl" },
       "--sam2_path: models/tiny/qwen2.5-vl is a qwen2_5_vl model" },
     { { GRPO, POLICY .. "Qwen/Qwen2.5-VL-3B-Instruct" }, "nothing is downloaded" },
@@ -170,10 +172,12 @@ local ROWS = {
     { { GRPO, SAM2 .. AT .. "text.png" }, "worker.reward.sam2_path: ", "text.png: " },
     { { EVALUATE, "model_path=nosuch" }, "model_path: no model in nosuch" },
     { { EVALUATE, "reasoning_model_path=nosuch" }, "model_path: no model in nosuch" },
-    { { EVALUATE, "segmentation_model_path=nosuch", "rows=1" }, "sam2_path: nosuch: there is no such" },
+    { { EVALUATE, "segmentation_model_path=nosuch", "rows=1" },
+      "sam2_path: nosuch: there is no such" },
     { { INFER, "--demo", "--model_path", "nosuch" }, "no model in nosuch" },
     { { INFER, "--demo", "--sam2_path", "nosuch" }, "--sam2_path: nosuch: there is no such" },
-    { { "recipes/sam2_finetune.lua", "model_path=nosuch" }, "model_path: nosuch: there is no such" },
+    { { "recipes/sam2_finetune.lua", "model_path=nosuch" },
+      "model_path: nosuch: there is no such" },
     -- What is written at the end is tried at the beginning.
     { { "recipes/sam2_finetune.lua", "output=/proc/x" },
       "output: cannot make the folder /proc/x: No such file or directory" },
@@ -225,7 +229,8 @@ local function refuses(row)
   check.ok(not output:find "traceback", name .. ": no traceback")
 end
 
-for _, group in ipairs { "options", "scripts", "settings", "rewards", "data", "models", "folders" } do
+for _, group in ipairs { "options", "scripts", "settings", "rewards", "data", "models",
+  "folders" } do
   check.case("one line: " .. group, function()
     for _, row in ipairs(ROWS[group]) do refuses(row) end
   end)

@@ -487,8 +487,8 @@ check.case("a run that fails waits for its checkpoint", function()
   for text in io.lines(run .. "/metrics.jsonl") do line = cjson.decode(text) end
   check.ok(line.time and line.time.decode > 0 and line.time.checkpoint >= 0,
     "metrics.jsonl has the table")
-  check.equal(require("segzero.log").times({ decode = 3, backward = 1, data = 0.001 }, timer.phases),
-    "  time: decode 75 %, backward 25 %", "its line")
+  check.equal(require("segzero.log").times({ decode = 3, backward = 1, data = 0.001 },
+    timer.phases), "  time: decode 75 %, backward 25 %", "its line")
 end)
 
 check.case("the timer moves time between phases", function()
@@ -533,8 +533,8 @@ check.case("a prompt longer than the plan's", function()
   for k, v in pairs(fits.state) do if k ~= "device" then bounded.plan.state[k] = v end end
   local weights = state_of(bounded)
   check.raises(function() bounded:step() end,
-    "row .*: the prompt has %d+ tokens, a step with it would take .* and this machine has 0%.00 GiB",
-    "refused with the numbers")
+    "row .*: the prompt has %d+ tokens, a step with it would take .* and this machine has "
+      .. "0%.00 GiB", "refused with the numbers")
   check.equal(differing(state_of(bounded), weights), nil, "before anything was done")
   bounded.plan = setmetatable({ prompt = 10 }, { __index = fits })
   bounded:step()

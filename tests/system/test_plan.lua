@@ -136,8 +136,8 @@ check.case("answers of millions of tokens are planned in little memory", functio
   local settings = mini.settings { "worker.actor.model.model_path=" .. dir,
     "data.max_response_length=16777216" }
   check.raises(function() plan.check(settings, { prompt = prompt.seg_zero }) end,
-    "^the run would take %d+.%d%d GiB of memory.* It would fit with data.max_response_length=%d+%. ",
-    "the cure")
+    "^the run would take %d+.%d%d GiB of memory.* It would fit with "
+      .. "data.max_response_length=%d+%. ", "the cure")
 end)
 
 mini.remove()

@@ -48,8 +48,8 @@ check.case("ranks that do not do the same say so", function()
     io.stderr:write(("line: %s %s\n"):format(tostring(ok), tostring(why)))]])
   local text = ranks(2, { script })
   -- Rank 0 gets the longer message, rank 1 the shorter one.
-  expect(text, "line: false rank 1 %(host [^)]+%) sent more bytes where 400 were expected: the ranks "
-    .. "do not do the same")
+  expect(text, "line: false rank 1 %(host [^)]+%) sent more bytes where 400 were expected: the "
+    .. "ranks do not do the same")
   expect(text, "line: false rank 0 %(host [^)]+%) sent 400 bytes where 800 were expected")
 end)
 

@@ -49,7 +49,10 @@ local function fails(what, seconds)
     local signal, unistd = require "posix.signal", require "posix.unistd"
     if world:rank() == 1 then %s end
     local ok, why = pcall(world.barrier, world)
-    if not ok then io.stderr:write("line: " .. why .. "\n") ranks.abort(3) end]]):format(seconds, what))
+    if not ok then
+      io.stderr:write("line: " .. why .. "\n")
+      ranks.abort(3)
+    end]]):format(seconds, what))
   local before = process.now()
   local text, status = ranks(4, { script })
   return text, status, process.now() - before
@@ -214,11 +217,13 @@ check.case("ranks that update copies of weights and round differently are refuse
     local argv = { script }
     for word in words:gmatch "%S+" do argv[#argv + 1] = word end
     next_port = next_port + 1
-    local text, statuses = launch({ torch(0, 2), torch(1, 2, { DNNL_MAX_CPU_ISA = "SSE41" }) }, argv)
+    local text, statuses = launch({ torch(0, 2),
+      torch(1, 2, { DNNL_MAX_CPU_ISA = "SSE41" }) }, argv)
     check.equal(statuses, { status, status }, text)
     check.equal(count(text, "joined"), 2 - 2 * status, text)
     check.equal(count(text, "segzero: rank 1 %(host [^)]+%) computes with [%w_]+ %(oneDNN 0x1%), "
-      .. "rank 0 %(host [^)]+%) with [%w_]+ %(oneDNN 0x%x+[^)]*%): ranks that update"), status, text)
+      .. "rank 0 %(host [^)]+%) with [%w_]+ %(oneDNN 0x%x+[^)]*%): ranks that update"), status,
+      text)
   end
 end)
 
@@ -287,7 +292,9 @@ end
 local socket = require "posix.sys.socket"
 local unistd = require "posix.unistd"
 
-local function address() return { family = socket.AF_INET, addr = "127.0.0.1", port = next_port } end
+local function address()
+  return { family = socket.AF_INET, addr = "127.0.0.1", port = next_port }
+end
 
 -- A connection to the port, or nil.
 local function connect()
@@ -407,8 +414,8 @@ end)
 check.case("ranks that were given other settings do not train; paths may differ", function()
   assert(unistd.link(runs.model, place .. "/same_model", true))
   for extra, pattern in pairs {
-    ["worker.actor.optim.lr=0.5"] = "rank 1 %(host [^)]+%) has worker.actor.optim.lr=0.5, and rank 0 "
-      .. "has ",
+    ["worker.actor.optim.lr=0.5"] = "rank 1 %(host [^)]+%) has worker.actor.optim.lr=0.5, "
+      .. "and rank 0 has ",
     ["data.seed=7"] = "rank 1 %(host [^)]+%) has data.seed=7, and rank 0 has ",
     ["worker.actor.model.model_path=" .. place .. "/same_model"] = false,
   } do
@@ -424,7 +431,8 @@ check.case("ranks that were given other settings do not train; paths may differ"
     local statuses = { process.wait(children[0]), process.wait(children[1]) }
     local text = files.read(place .. "/given_0") .. files.read(place .. "/given_1")
     check.equal(statuses, pattern and { 1, 1 } or { 0, 0 }, text:sub(-600))
-    check.equal(files.exists(("%s/%s/config.json"):format(place, name)), not pattern, "a run folder: " .. extra)
+    check.equal(files.exists(("%s/%s/config.json"):format(place, name)), not pattern,
+      "a run folder: " .. extra)
     if pattern then
       check.equal(count(text, "\n"), 1, "lines: " .. text)
       expect(text, pattern)

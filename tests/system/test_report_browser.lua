@@ -97,7 +97,8 @@ local function open(path, width)
   local last = html:match ".*()</script>"
   files.write(place .. "/driven.html", html:sub(1, last - 1) .. DRIVER .. html:sub(last))
   files.write(place .. "/frame.html", ('<link rel="icon" href="data:,"><body style="margin:0">'
-    .. '<iframe width="%d" height="900" style="border:0" src="driven.html"></iframe>'):format(width))
+    .. '<iframe width="%d" height="900" style="border:0" src="driven.html"></iframe>')
+    :format(width))
   local output = process.run({ browser, "--headless", "--no-sandbox", "--disable-gpu",
     "--user-data-dir=" .. place .. "/profile", "--allow-file-access-from-files",
     "--window-size=1300,1000", "--enable-logging=stderr", "--dump-dom",

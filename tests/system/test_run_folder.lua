@@ -160,7 +160,8 @@ check.case("a fork has a folder of its own, and the old run stays as it was", fu
   check.ok(said:find("run folder " .. place .. "/B-2,", 1, true), "B is taken: " .. said)
 end)
 
-check.case("images of a run that goes on have names of their own, and the text names them", function()
+check.case("images of a run that goes on have names of their own, and the text "
+  .. "names them", function()
   local run = place .. "/images"
   local settings = { "data.val_files=refshapes", "trainer.val_before_train=true",
     "worker.reward.sam2_path=none" }

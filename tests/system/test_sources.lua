@@ -41,7 +41,8 @@ end)
 check.case("a solution that the reward cannot read is refused before a weight is read", function()
   local text, status, folder = train "multi"
   check.ok(status ~= 0 and text:find("use recipes/vision_reasoner_grpo.lua", 1, true), text)
-  check.ok(text:find("multi/data/train-00000-of-00002.parquet row 1", 1, true), "the place: " .. text)
+  check.ok(text:find("multi/data/train-00000-of-00002.parquet row 1", 1, true),
+    "the place: " .. text)
   check.ok(not files.exists(folder), "no run folder")
 end)
 

@@ -274,7 +274,8 @@ local MOST = 60                  -- exchanges of a checkpoint
 
 local function start_broken(n)
   local output = ("%s/broken_%d.txt"):format(place, n)
-  local argv = runs.command(2, { "tests/support/split_files_ranks.lua", "break", place, tostring(n) })
+  local argv = runs.command(2, { "tests/support/split_files_ranks.lua", "break", place,
+    tostring(n) })
   return { n = n, output = output, child = process.start(argv, { output = output }) }
 end
 

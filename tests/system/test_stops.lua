@@ -131,7 +131,8 @@ end)
 
 check.case("a stop between two updates of a step waits for the second", function()
   math.randomseed(check.seed + 1)
-  local extra = { "worker.actor.global_batch_size=1", "worker.actor.max_tokens_per_micro_batch=100" }
+  local extra = { "worker.actor.global_batch_size=1",
+    "worker.actor.max_tokens_per_micro_batch=100" }
   local other = whole_run_in(place .. "/two-updates", extra)
   check.ok(other.weights ~= whole.weights, "two updates are another run")
   check.ok(stop_at_random(STOPS / 2, other, extra) > 0, "runs were stopped after a step")
@@ -172,8 +173,8 @@ check.case("trainer.save_freq=-1 saves nothing and says so", function()
   local reward = slow_reward(ANSWERS + 2, "os.execute 'kill -TERM $PPID'")
   local output, status = run(folder, { reward, "trainer.save_freq=-1" })
   check.equal(status, 143, "status")
-  check.ok(output:find("stopped by SIGTERM after step 1; trainer.save_freq=-1 saves no checkpoint\n",
-    1, true), output)
+  check.ok(output:find("stopped by SIGTERM after step 1; trainer.save_freq=-1 saves no "
+    .. "checkpoint\n", 1, true), output)
   check.ok(not files.exists(folder .. "/latest"), "no checkpoint")
 end)
 
@@ -319,7 +320,8 @@ check.case("a checkpoint that cannot be written leaves the older ones", function
   check.equal(status, 1, "status")
   check.ok(output:find("ended by an error after step 6; [^\n]*global_step_6[^\n]*File too large"),
     output)
-  check.ok(output:find("go on with: trainer.load_checkpoint_path=" .. folder, 1, true), "how to go on")
+  check.ok(output:find("go on with: trainer.load_checkpoint_path=" .. folder, 1, true),
+    "how to go on")
   check.ok(files.exists(folder .. "/global_step_5/DONE"), "the older checkpoint")
   check.ok(not files.exists(folder .. "/global_step_6/DONE"), "no incomplete one")
 end)

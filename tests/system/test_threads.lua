@@ -25,7 +25,9 @@ end
 
 local PRINT = [[
   print("threads", require("segzero.core.ffi").C.sz_threads())
-  for _, name in ipairs { "GOMP_SPINCOUNT", "OMP_WAIT_POLICY" } do print(name, os.getenv(name)) end]]
+  for _, name in ipairs { "GOMP_SPINCOUNT", "OMP_WAIT_POLICY" } do
+    print(name, os.getenv(name))
+  end]]
 
 local function threads(output) return tonumber(output:match "threads%s+(%d+)") end
 

@@ -113,9 +113,9 @@ check.case("the name of rank 0's host is a loopback address there", function()
     local argv = { "sh", "-c", 'mount --bind "$0" /etc/hosts && exec "$@"', names }
     local script = "print(require('segzero.core.ranks').world():sum({ 1 })[1])"
     for _, word in ipairs(segzero { "-e", script }) do argv[#argv + 1] = word end
-    local env = { RANK = tostring(r), WORLD_SIZE = "3", LOCAL_WORLD_SIZE = where == "a" and "2" or "1",
-      LOCAL_RANK = tostring(r % 2), MASTER_ADDR = "host-a", MASTER_PORT = "29501",
-      SEGZERO_JOIN_SECONDS = "20" }
+    local env = { RANK = tostring(r), WORLD_SIZE = "3",
+      LOCAL_WORLD_SIZE = where == "a" and "2" or "1", LOCAL_RANK = tostring(r % 2),
+      MASTER_ADDR = "host-a", MASTER_PORT = "29501", SEGZERO_JOIN_SECONDS = "20" }
     children[r] = process.start(hosts:command(where, argv), { env = env,
       output = ("%s/names_%d.txt"):format(place, r) })
   end

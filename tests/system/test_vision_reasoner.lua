@@ -47,7 +47,8 @@ end)
 local function train(name, args, overrides)
   local all = { "worker.actor.model.model_path=" .. dir,
     "trainer.save_checkpoint_path=" .. place .. "/" .. name }
-  for _, list in ipairs { mini.arguments, { "trainer.max_steps=1", "trainer.save_freq=-1" }, args } do
+  local one_step = { "trainer.max_steps=1", "trainer.save_freq=-1" }
+  for _, list in ipairs { mini.arguments, one_step, args } do
     for _, a in ipairs(list) do all[#all + 1] = a end
   end
   return recipe.run(all, overrides)

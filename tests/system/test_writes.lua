@@ -109,8 +109,8 @@ check.case("a run whose log cannot grow ends with an error", function()
   for _, a in ipairs(mini.arguments) do recipe[#recipe + 1] = a end
   local output, status = sh("ulimit -f 4; " .. EXE .. "recipes/refcocog_grpo.lua "
     .. "worker.actor.model.model_path=" .. mini.quoted(model) .. " " .. table.concat(recipe, " ")
-    .. " data.val_files=None trainer.save_freq=-1 trainer.max_steps=40 worker.reward.sam2_path=none "
-    .. "trainer.save_checkpoint_path=" .. mini.quoted(folder))
+    .. " data.val_files=None trainer.save_freq=-1 trainer.max_steps=40 "
+    .. "worker.reward.sam2_path=none trainer.save_checkpoint_path=" .. mini.quoted(folder))
   check.equal(status, 1, "status")
   check.ok(output:find("cannot write " .. folder .. "/%a+%.jsonl: File too large"), output)
   for _, name in ipairs { "metrics", "rollouts" } do
@@ -151,7 +151,8 @@ check.case("code of the current folder does not run in place of ours", function(
   check.ok(not output:find "not ours", "doctor")
   for _, name in ipairs { "cjson", "segzero", "rewards.seg_strict", "posix.unistd",
     "segzero.unknown" } do
-    for _, path in ipairs { "", "LUA_PATH='./?.lua;;' ", "LUA_PATH='?.lua;../downloaded/?.lua;;' " } do
+    for _, path in ipairs { "", "LUA_PATH='./?.lua;;' ",
+      "LUA_PATH='?.lua;../downloaded/?.lua;;' " } do
       output = sh(inside .. path .. EXE .. "-e 'pcall(require, \"" .. name .. "\")'")
       check.equal(output, "", path .. name)
     end

@@ -140,7 +140,8 @@ end
 local KINDS = {
   { name = "f32", resumed = { { 1, 1 }, { 1, 2 }, { 1, 3 }, { 2, 1 }, { 2, 2 }, { 2, 3 }, { 3, 1 },
     { 3, 2 }, { 3, 3 } } },
-  { name = "int8", resumed = { { 2, 3 }, { 3, 1 }, { 3, 3 } }, "worker.actor.optim.state_dtype=int8", "worker.actor.model.dtype=bf16",
+  { name = "int8", resumed = { { 2, 3 }, { 3, 1 }, { 3, 3 } },
+    "worker.actor.optim.state_dtype=int8", "worker.actor.model.dtype=bf16",
     "worker.actor.optim.master_weights=false" },
 }
 for _, kind in ipairs(KINDS) do

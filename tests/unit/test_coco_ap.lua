@@ -47,7 +47,8 @@ check.case("the lines are COCOeval's", function()
   check.equal(lines[1],
     " Average Precision  (AP) @[ IoU=0.50:0.95 | area=   all | maxDets=100 ] = 0.050", "the first")
   check.equal(lines[7],
-    " Average Recall     (AR) @[ IoU=0.50:0.95 | area=   all | maxDets=  1 ] = 0.350", "the seventh")
+    " Average Recall     (AR) @[ IoU=0.50:0.95 | area=   all | maxDets=  1 ] = 0.350",
+    "the seventh")
 end)
 
 check.case("a truth that is none is one line", function()

@@ -124,7 +124,8 @@ check.case("short questions ask for a shape or for the box at a place", function
   check.ok(found > 50 and boxes > 50, ("%d shapes, %d boxes"):format(found, boxes))
 end)
 
-check.case("a share of the answers is quick: no list, and a rough box about the right shape", function()
+check.case("a share of the answers is quick: no list, and a rough box about the right "
+  .. "shape", function()
   local list = full_ones(exchanges { "batch=20", "level2=0", "level3=0", "easy=0", "quick=0.8",
     "seed=3", "questions=3" })
   local known = truths(200, 3)
@@ -202,7 +203,8 @@ check.case("what a run changed, in words and with intervals", function()
   check.equal(#lines, 4, table.concat(lines, "\n"))
   check.ok(lines[1]:find("on 4 held-out rows", 1, true), lines[1])
   check.ok(lines[2]:find "masks that cover .* 0%.250 %-> 1%.000   %+0%.750 %[", lines[2])
-  check.ok(lines[3]:find "%(gIoU%) .* 0%.300 %-> 0%.750   %+0%.450 %[%+0%.%d+, %+0%.%d+%]", lines[3])
+  check.ok(lines[3]:find "%(gIoU%) .* 0%.300 %-> 0%.750   %+0%.450 %[%+0%.%d+, %+0%.%d+%]",
+    lines[3])
   check.ok(lines[4]:find "boxes that overlap .* 0%.250 %-> 1%.000", lines[4])
   for _, line in ipairs(lines) do check.ok(#line <= 100, "100 columns: " .. line) end
 end)
@@ -226,7 +228,8 @@ check.case("a reward without parts, with parts of some answers, with parts over 
   local lines = learned.lines(rewards(0, 1), rewards(1, 1))
   check.equal(#lines, 2, table.concat(lines, "\n"))
   check.ok(lines[2]:find "^  reward  .* 0%.500 %-> 1%.000", lines[2])
-  check.equal(learned.lines(rewards(1), rewards(1))[2], "  nothing that is measured changed", "same")
+  check.equal(learned.lines(rewards(1), rewards(1))[2], "  nothing that is measured changed",
+    "same")
 
   local before = rewards(1, 1)
   local after = rewards(2, 3)

@@ -205,8 +205,8 @@ end)
 -- ---- what a folder is ----
 check.case("folders are named for what they are", function()
   check.raises(function() sz.qwen_vl "Qwen/Qwen2.5-VL-3B-Instruct" end,
-    "^[^\n]*Qwen2.5%-VL%-3B%-Instruct: there is no such .* HF_HUB_OFFLINE is set, so nothing is down",
-    "a name on the hub")
+    "^[^\n]*Qwen2.5%-VL%-3B%-Instruct: there is no such .* HF_HUB_OFFLINE is set, so nothing "
+      .. "is down", "a name on the hub")
   for _, method in ipairs { "awq", "gptq", "bitsandbytes", "fp8", "compressed-tensors" } do
     local json = config { quantization_config = { quant_method = method } }
     check.raises(function() sz.qwen_vl(folder { ["config.json"] = json }) end,

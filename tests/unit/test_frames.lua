@@ -96,8 +96,8 @@ check.case("what a run says", function()
     "coordinates: solutions in the image's pixels, answers in the size the model sees (e.g. "
     .. "840x840 for an image of 840x840)", "equal frames")
   check.equal(frame.sentence(frame.settings { solution_frame = "840", answer_frame = "1000",
-    resize = "840x840" }), "coordinates: images resized to 840x840, solutions in 840x840, answers in "
-    .. "1000x1000", "all stated")
+    resize = "840x840" }), "coordinates: images resized to 840x840, solutions in 840x840, "
+    .. "answers in 1000x1000", "all stated")
 end)
 
 -- ---- solutions ----
@@ -140,7 +140,8 @@ check.case("a row before a model has seen it", function()
   local wide = rows.new { problem = "p", solution = "s", image = image.new(64, 48) }
   check.equal(wide.frame, size(64, 48), "others have two")
   local stated = rows.new { problem = "p", solution = "s", image = image.new(64, 48), frame = 840 }
-  check.equal({ stated.frame, stated.solution_frame }, { 840, size(840, 840) }, "stated by a source")
+  check.equal({ stated.frame, stated.solution_frame }, { 840, size(840, 840) },
+    "stated by a source")
   local columns = { frame = "f", answer_frame = "a", solution_frame = "s", stored_solution = "t" }
   local own = rows.new { problem = "p", solution = "s", image = image.new(5, 5), columns = columns }
   check.equal({ own.frame, own.answer_frame, own.columns.frame }, { 5, nil, "f" },

@@ -288,7 +288,8 @@ check.case("a bad file is refused, and a missing one means greedy", function()
     { '{"temperature": "hot"}', ".*temperature is 'hot', expected a number" },
     { '{"eos_token_id": []}', ".*eos_token_id is empty, expected a token id" },
     { '{"max_new_tokens": 0}', ".*max_new_tokens is 0" },
-    { '{"max_new_tokens": 1e300}', ".*max_new_tokens is 1e%+300, expected a whole number from 1 to" },
+    { '{"max_new_tokens": 1e300}',
+      ".*max_new_tokens is 1e%+300, expected a whole number from 1 to" },
     { "[", ".*" },
     { "7", ".*not a JSON object" },
   }

@@ -84,8 +84,8 @@ check.case("the limit is for one answer and leaves nothing behind", function()
   local rules = runner.rules { timeout = 1, on_error = "stop" }
   local was_on = jit.status()
   for i = 1, 60 do
-    local ok, why, sample = score("local t = os.clock() + 0.02 while os.clock() < t do end return 1",
-      rules)
+    local ok, why, sample = score(
+      "local t = os.clock() + 0.02 while os.clock() < t do end return 1", rules)
     if not ok then check.ok(false, ("answer %d: %s"):format(i, why)) end
     check.equal(sample.score, 1, "its score")
   end
@@ -294,7 +294,8 @@ check.case("C code that does not return ends the process and names the row", fun
   local out, status = process.run({ host.executable, "--threads", "1", "-e", ([[
     local runner = require "segzero.reward.runner"
     runner.score(runner.load %q, { id = "r\27[1m9", problem = "", solution = "" },
-      { text = "the answer" }, runner.rules { timeout = 0.2, on_error = "stop" })]]):format(path) }, { timeout = 15 })
+      { text = "the answer" }, runner.rules { timeout = 0.2, on_error = "stop" })]])
+    :format(path) }, { timeout = 15 })
   check.equal(status, 1, out)
   check.ok(out:find("segzero: the reward of row r?[1m9 took longer than 0.2 s", 1, true), out)
   check.ok(out:find("answer: the answer", 1, true), out)

@@ -46,7 +46,8 @@ check.case("SAM2 and adapters", function()
     "transformers' files go first")
   found = model { "adapter_config.json", "adapter_model.safetensors", "optimizer.pt" }
   check.equal(found.files, { "adapter_config.json", "adapter_model.safetensors" }, "an adapter")
-  check.equal(model({ "config.json", "pytorch_model.bin" }).weights, nil, "no weights that are read")
+  check.equal(model({ "config.json", "pytorch_model.bin" }).weights, nil,
+    "no weights that are read")
 end)
 
 check.case("what a cache must have", function()
@@ -57,7 +58,8 @@ check.case("what a cache must have", function()
     local left = table.remove(fewer, i)
     check.ok(not wanted.is_whole(fewer), "without " .. left)
   end
-  check.ok(wanted.is_whole { "config.json", "preprocessor_config.json", "model.safetensors" }, "SAM2")
+  check.ok(wanted.is_whole { "config.json", "preprocessor_config.json", "model.safetensors" },
+    "SAM2")
   check.ok(not wanted.is_whole(with(TEXTS, "model.safetensors.index.json",
     "model-00001-of-00002.safetensors")), "one of two shards")
   check.ok(wanted.are_tables_whole { "a/train-00000-of-00002.parquet",
@@ -74,8 +76,8 @@ local function data(names, split, purpose)
 end
 
 check.case("data: one split", function()
-  local hub = { "README.md", "data/test-00000-of-00001.parquet", "data/train-00000-of-00002.parquet",
-    "data/train-00001-of-00002.parquet" }
+  local hub = { "README.md", "data/test-00000-of-00001.parquet",
+    "data/train-00000-of-00002.parquet", "data/train-00001-of-00002.parquet" }
   check.equal(data(hub), { hub[3] .. " " .. hub[4], "train" }, "to train")
   check.equal(data(hub, nil, "heldout"), { hub[2], "test" }, "to evaluate")
   check.equal(data(hub, "test"), { hub[2], "test" }, "named")
@@ -86,8 +88,8 @@ check.case("data: one split", function()
     "a folder")
   local saved = { "dataset_dict.json", "test/data-00000-of-00001.arrow", "test/state.json",
     "train/data-00000-of-00001.arrow", "train/state.json" }
-  check.equal(data(saved, "train"), { table.concat({ saved[1], saved[4], saved[5] }, " "), "train" },
-    "of save_to_disk")
+  check.equal(data(saved, "train"),
+    { table.concat({ saved[1], saved[4], saved[5] }, " "), "train" }, "of save_to_disk")
 end)
 
 check.case("data: several configurations", function()
@@ -97,8 +99,8 @@ check.case("data: several configurations", function()
   check.equal(data(two, "socratic/test"), { two[2], "test", "socratic" }, "named")
   check.ok(data(two, "none/test"):find "has no folder 'none'", "none")
   local other = { "a/train-00000-of-00001.parquet", "b/train-00000-of-00001.parquet" }
-  check.ok(data(other):find "has data in the folders a, b: choose one, with its split, as org/set@a/",
-    "no usual one")
+  check.ok(data(other):find("has data in the folders a, b: choose one, with its split, as "
+    .. "org/set@a/"), "no usual one")
 end)
 
 check.finish()

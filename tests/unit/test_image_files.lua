@@ -219,7 +219,8 @@ check.case("an image of too many pixels is refused before it is decoded", functi
   end
   refused("large.bmp", bmp_header(big, big, 24, 0), "over the limit of 67108864 pixels")
   refused("large.ppm", "P6 13300 13300 255\n", "over the limit of 67108864 pixels")
-  refused("large.gif", "GIF89a" .. size .. size .. "\0\0\0," .. little(0, 4) .. size .. size .. "\0",
+  refused("large.gif",
+    "GIF89a" .. size .. size .. "\0\0\0," .. little(0, 4) .. size .. size .. "\0",
     "over the limit")
   refused("large.png", png_of(big), "over the limit")
   -- Within the limit, but more than so few bytes can hold.

@@ -34,8 +34,9 @@ check.case("weights are off by 7.4 %", function()
 end)
 
 check.case("every 16 rows are as if they were alone", function()
-  -- Where a block lies depends on all rows (sz_q4_place), but not what is in it. Alone, 16 rows have
-  -- one possible order. 4 + 4 + 2 and 4 + 1 rows of blocks, the last one not full; 3 and 1 columns.
+  -- The place of a block depends on all rows (sz_q4_place), but its contents do not. Alone, 16 rows
+  -- have one possible order. 4 + 4 + 2 and 4 + 1 rows of blocks, the last one not full; 3 and 1
+  -- columns.
   for _, shape in ipairs { { 150, 600 }, { 80, 256 }, { 16, 600 } } do
     local m, k = shape[1], shape[2]
     local w = tensor.randn { m, k }

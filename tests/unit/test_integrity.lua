@@ -126,8 +126,8 @@ check.case("small files and sizes", function()
   local short = copy()
   local text = files.read(short .. "/model.safetensors")
   files.write(short .. "/model.safetensors", text:sub(1, -5))
-  expect_damage("a size", short, ("model.safetensors has %d bytes, %d were written"):format(#text - 4,
-    #text), answer_ids)
+  expect_damage("a size", short,
+    ("model.safetensors has %d bytes, %d were written"):format(#text - 4, #text), answer_ids)
   local gone = copy()
   os.remove(gone .. "/model.safetensors")
   expect_damage("a file", gone, "model.safetensors is missing", answer_ids)
@@ -175,7 +175,8 @@ check.case("a manifest that is damaged, or of another program", function()
   -- Without DONE and trainer_state.json it may be anybody's.
   os.remove(dir .. "/DONE")
   os.remove(dir .. "/trainer_state.json")
-  for _, other in ipairs { "[", "{}", '{"version":1,"files":[1]}', '{"files":{"config.json":{}}}' } do
+  for _, other in ipairs { "[", "{}", '{"version":1,"files":[1]}',
+    '{"files":{"config.json":{}}}' } do
     files.write(dir .. "/manifest.json", other)
     check.equal(answer_ids(dir), answer_ids(good), other)
   end
@@ -203,8 +204,8 @@ check.case("one line and status 1 from each program", function()
       "--reasoning_model_path", dir },
     { "recipes/evaluate.lua", "model_path=" .. dir, "data=refshapes", "rows=2",
       "output_path=" .. place .. "/evaluation" },
-    { "recipes/refcocog_grpo.lua", "worker.actor.model.model_path=" .. dir, "data.refshapes_size=84",
-      "data.val_files=None", "worker.reward.sam2_path=none",
+    { "recipes/refcocog_grpo.lua", "worker.actor.model.model_path=" .. dir,
+      "data.refshapes_size=84", "data.val_files=None", "worker.reward.sam2_path=none",
       "trainer.save_checkpoint_path=" .. place .. "/other" },
   }
   for _, words in ipairs(programs) do

@@ -277,7 +277,8 @@ check.case("layers of different ranks and alphas, PEFT's patterns", function()
   tensors[name .. "B.weight"] = tensor.zeros { 64, rank + 2 }
   sz.safetensors.save(wide .. "/adapter_model.safetensors", tensors)
   check.raises(function() sz.qwen_vl(BASE, { adapter = wide }) end,
-    "the rank of the tensors is %d+, adapter_config.json says " .. rank, "a rank without its pattern")
+    "the rank of the tensors is %d+, adapter_config.json says " .. rank,
+    "a rank without its pattern")
 
   json.rank_pattern = { ["layers.0.self_attn.q_proj"] = rank + 2 }
   json.alpha_pattern = { [".*layers.0.self_attn.q_proj"] = 5 }
@@ -316,7 +317,8 @@ check.case("bad adapter files", function()
   broken("peft_type is 'LOHA'", function(json) json.peft_type = "LOHA" end)
   broken("bias is 'all', expected 'none'", function(json) json.bias = "all" end)
   broken("lora_alpha is missing", function(json) json.lora_alpha = cjson.null end)
-  broken("modules_to_save is %[\"lm_head\"%]", function(json) json.modules_to_save = { "lm_head" } end)
+  broken("modules_to_save is %[\"lm_head\"%]",
+    function(json) json.modules_to_save = { "lm_head" } end)
   for _, way in ipairs { "pissa", "pissa_niter_4", "olora", "corda", "loftq" } do
     broken("init_lora_weights is '" .. way .. "'", function(json) json.init_lora_weights = way end)
   end

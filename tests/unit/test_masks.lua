@@ -16,7 +16,8 @@ local sz = require "segzero"
 local place = mini.folder()
 
 local function read(value, width, height)
-  return mask_runs.pack(mask_of.read(value, { folder = place, width = width, height = height })).runs
+  local options = { folder = place, width = width, height = height }
+  return mask_runs.pack(mask_of.read(value, options)).runs
 end
 
 -- ---- COCO ----

@@ -165,7 +165,8 @@ check.case("sz.model opens the folder of a registered family", function()
   local toy = sz.model(dir)
   check.equal(toy.dims.hidden, 32, "its own object")
   check.ok(table.concat(sz.models:names(), " "):find "toy", "the registry lists it")
-  check.raises(function() sz.models:get "qwen2_5_vlm" end, "did you mean 'qwen2_5_vl'", "a misspelt family")
+  check.raises(function() sz.models:get "qwen2_5_vlm" end, "did you mean 'qwen2_5_vl'",
+    "a misspelt family")
   toy:free()
 end)
 
@@ -220,7 +221,8 @@ check.case("the recipe runs it and writes a checkpoint that opens", function()
   for _, a in ipairs(mini.arguments) do args[#args + 1] = a end
   require("recipes.refcocog_grpo").run(args, { reward = mini.reward })
   local saved = sz.checkpoint.latest(folder)
-  check.ok(saved and saved:find "global_step_2$", "a checkpoint after two steps: " .. tostring(saved))
+  check.ok(saved and saved:find "global_step_2$",
+    "a checkpoint after two steps: " .. tostring(saved))
   if saved then
     local toy = sz.model(saved)
     check.equal(toy.dims.vocab, read_json(dir).vocab_size, "it is a folder of the family")
@@ -230,8 +232,8 @@ end)
 
 check.case("it is evaluated, in the sizes that its own processor allows", function()
   local evaluate = require "recipes.evaluate"
-  local args = { "model_path=" .. dir, "sam2_path=none", "rows=2", "max_new_tokens=4", "resamples=2",
-    "output_path=" .. place .. "/evaluation" }
+  local args = { "model_path=" .. dir, "sam2_path=none", "rows=2", "max_new_tokens=4",
+    "resamples=2", "output_path=" .. place .. "/evaluation" }
   evaluate.run(args)
   check.ok(files.exists(place .. "/evaluation/results.jsonl"), "results")
 

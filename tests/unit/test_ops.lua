@@ -457,7 +457,8 @@ local function check_numbers()
   end
   raises("affine: unknown number 'scal': did you mean 'scale'?",
          function() x:affine { scal = 2 } end, "a misspelt name")
-  raises("rmsnorm: the number eps is missing", function() x:rmsnorm(x) end, "a number without a default")
+  raises("rmsnorm: the number eps is missing",
+         function() x:rmsnorm(x) end, "a number without a default")
   raises("rmsnorm: the number eps is missing", function() x:rmsnorm(x, {}) end, "the same by name")
   raises("affine: scale is x, expected a number", function() x:affine("x") end, "no number")
   raises("exp: takes 1 tensor and no numbers; 0 is one",

@@ -145,7 +145,8 @@ check.case("state of another kind is refused, and nothing is changed", function(
                "an unknown kind")
 end)
 
-check.case("scales that fit no blocks of a parameter are refused, and nothing is changed", function()
+check.case("scales that fit no blocks of a parameter are refused, and nothing is "
+  .. "changed", function()
   local a = tensor.randn { 4, 300 }:requires_grad(true)
   local opt = optim.adamw({ { name = "a", tensor = a } }, { lr = 0.1, state_dtype = "int8" })
   ;(a * a):sum():backward()

@@ -17,7 +17,8 @@ sam:set_image(image)
 -- f must raise, blame this file, and name `nearest`.
 local function refuses(name, nearest, f)
   check.case(name, function()
-    check.raises(f, "test_options%.lua:%d+: .*unknown option .*did you mean '" .. nearest .. "'", name)
+    check.raises(f,
+      "test_options%.lua:%d+: .*unknown option .*did you mean '" .. nearest .. "'", name)
   end)
 end
 
@@ -51,7 +52,8 @@ refuses("vl:vision", "recompute", function()
   return f
 end)
 refuses("vl:hidden", "rows", function()
-  local stream = require("segzero.inference.packing").stream({ { input = input, answers = {} } }, vl.image_token_id)
+  local packing = require "segzero.inference.packing"
+  local stream = packing.stream({ { input = input, answers = {} } }, vl.image_token_id)
   local h = vl:hidden(stream, nil, { row = 1 })
   return h
 end)
@@ -214,7 +216,8 @@ check.case("other arguments too many", function()
   check.raises(function() local p = vl:parameters { "norm" } return p end,
     BLAMES .. "parameters: takes no argument, got a table as well", "a list")
   check.raises(function() local i = image:resize(2, 3, { filter = "bilinear" }) return i end,
-    BLAMES .. "resize: the filter is a table, expected bilinear, bicubic or area", "a table as filter")
+    BLAMES .. "resize: the filter is a table, expected bilinear, bicubic or area",
+    "a table as filter")
   check.raises(function() sz.safetensors.save(place .. "/t", {}, nil, { shards = 2 }) end,
     BLAMES .. "save: the fourth argument is a list of files", "a table as list of files")
   image:save(place .. "/a.png", nil)

@@ -25,7 +25,8 @@ check.case("a name that is nearly right", function()
   check.equal(hints.similar(whole), nil, "a path that exists")
   check.equal(hints.similar(place .. "/elsewhere"), nil, "nothing near")
   check.equal(hints.question(place .. "/elsewhere"), "", "no question")
-  check.equal(hints.question("refshaps", { "refshapes" }), "; did you mean refshapes?", "other names")
+  check.equal(hints.question("refshaps", { "refshapes" }), "; did you mean refshapes?",
+    "other names")
 end)
 
 check.case("what a folder holds", function()

@@ -94,7 +94,8 @@ check.case("the solution scores in full, and the mask is the union", function()
       for y = b[2], b[4] do
         for x = b[1], b[3] do sum = sum + mask[y * SIZE + x] end
       end
-      check.equal(mask[object.point_2d[2] * SIZE + object.point_2d[1]], 1, "a point is on its object")
+      check.equal(mask[object.point_2d[2] * SIZE + object.point_2d[1]], 1,
+        "a point is on its object")
     end
     -- Boxes of objects never overlap, so each pixel of the mask is in exactly one of them.
     check.equal(sum, pixels, "pixels in the boxes")

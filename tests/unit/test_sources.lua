@@ -55,8 +55,8 @@ end
 -- ---- images from bytes ----
 check.case("image.decode gives what image.load gives", function()
   local count = 0
-  for _, name in ipairs { "420_17x13.jpg", "exif_6.png", "lossless_alpha_17x13.webp", "animated.gif",
-    "bmp8_13x9.bmp", "p3_13x9_7.pnm" } do
+  for _, name in ipairs { "420_17x13.jpg", "exif_6.png", "lossless_alpha_17x13.webp",
+    "animated.gif", "bmp8_13x9.bmp", "p3_13x9_7.pnm" } do
     local path = "tests/golden/images/" .. name
     if files.exists(path) then
       local bytes = files.read(path)
@@ -161,7 +161,8 @@ check.case("columns by the names of the settings; images as paths, masks as PNG 
   check.equal(row.problem, "the green circle", "problem")
   check.equal(inside(row), expected.inside[2], "mask")
   check.raises(function() open "paths" end, "rows.parquet: there is no column for the problem: "
-    .. "name it with data.prompt_key; there is: id, question, picture, solution, mask$", "no problem")
+    .. "name it with data.prompt_key; there is: id, question, picture, solution, mask$",
+    "no problem")
   check.raises(function() open("paths", { split = "train", prompt_key = "ask" }) end,
     "there is no column 'ask' %(data.prompt_key%); there is: id", "no such column")
 end)
@@ -179,8 +180,8 @@ check.case("files, patterns and folders by name", function()
   check.raises(function() names.find(place .. "/none*.parquet", "train") end,
     "none%*.parquet: no .parquet or .arrow file has a name like this", "nothing found")
   check.ok(not names.matches(place), "an empty folder is no table")
-  check.raises(function() sources.open(place, { split = "train" }) end, "the folder has no data.jsonl, and no Parquet",
-    "the message for an empty folder")
+  check.raises(function() sources.open(place, { split = "train" }) end,
+    "the folder has no data.jsonl, and no Parquet", "the message for an empty folder")
   check.raises(function() open "multi/data/none.parquet" end, "No such file", "a missing file")
 end)
 
@@ -232,7 +233,8 @@ check.case("all rows are checked", function()
   check.equal(checked(open "refcocog"):count(), 3, "good rows")
   local masks = checked(open("reasonseg", { split = "heldout" }), { reward = "mask_iou" })
   check.equal(masks:count(), 3, "good masks")
-  check.raises(function() checked(open "multi") end, "the solution is a list of objects.*compute_score=vision_reasoner",
+  check.raises(function() checked(open "multi") end,
+    "the solution is a list of objects.*compute_score=vision_reasoner",
     "another form of solution")
 end)
 
@@ -311,7 +313,8 @@ check.case("columns of JSON by the names of the settings, and EasyR1's", functio
   local row = set:row(1)
   check.equal({ row.problem, row.solution, row.image.width }, { "q", SOLUTION, 84 }, "renamed")
   check.raises(function() sources.open(path, { prompt_key = "what" }) end,
-    "named.jsonl:1: there is no column 'what' %(data.prompt_key%); there is: ask, photo, truth", "no such column")
+    "named.jsonl:1: there is no column 'what' %(data.prompt_key%); there is: ask, photo, truth",
+    "no such column")
   path = write("easyr1.jsonl", cjson.encode { problem = "q", answer = SOLUTION,
     images = { "a.png" } })
   check.equal(sources.open(path):row(1).solution, SOLUTION, "images and answer")

@@ -54,7 +54,8 @@ local function compare(shard, whole, what)
   local divided = 0
   for _, w in ipairs(weights.listed(shard)) do
     local want = all[w.name]
-    check.equal(table.concat(w.full, ","), table.concat(want:shape(), ","), w.name .. " whole shape")
+    check.equal(table.concat(w.full, ","), table.concat(want:shape(), ","),
+      w.name .. " whole shape")
     if mini.bytes(w.tensor) ~= slice_bytes(want, w.slice) then
       check.ok(false, ("%s: %s has other numbers"):format(what, w.name))
     end
@@ -77,7 +78,8 @@ local function compare_folder(dir, opts, head)
     for index = 0, count - 1 do
       local what = ("shard %d of %d"):format(index, count)
       local shard = shard_of(dir, count, index, { dtype = opts.dtype })
-      check.equal(compare(shard, whole, what), 2 * 10 + 1 + (head or 0), what .. ": divided weights")
+      check.equal(compare(shard, whole, what), 2 * 10 + 1 + (head or 0),
+        what .. ": divided weights")
       check.equal({ shard.shards.count, shard.shards.index }, { count, index }, "shards")
       shard:free()
     end
@@ -480,8 +482,8 @@ check.case("what cannot be split is refused before a weight is read", function()
   mini.copy(origin, dir)
   os.remove(dir .. "/model.safetensors")
   local function open(count) return function() shard_of(dir, count, 0) end end
-  check.raises(open(3), "config.json: num_attention_heads 4 cannot be split over 3 shards %(1, 2 or "
-    .. "4 would do%)", "3 shards")
+  check.raises(open(3), "config.json: num_attention_heads 4 cannot be split over 3 shards "
+    .. "%(1, 2 or 4 would do%)", "3 shards")
   check.raises(open(8), "num_attention_heads 4 cannot be split over 8", "8 shards")
   check.raises(open(2), "has neither model.safetensors", "2 shards")
   check.raises(function() model.meta(dir, "f32", { count = 3, index = 0 }) end, "1, 2 or 4", "meta")
@@ -504,14 +506,14 @@ check.case("what cannot be split is refused before a weight is read", function()
   -- For a run, before anything is read: the setting's name, the value, what would do.
   opening.check_split(origin, 2)
   opening.check_split(dir, 4)
-  check.raises(function() opening.check_split(dir, 3) end, "^worker.rollout.tensor_parallel_size is 3: "
-    .. "/.*/config.json: num_attention_heads 4 cannot be split over 3 shards %(1, 2 or 4 would do%)$",
-    "the setting")
+  check.raises(function() opening.check_split(dir, 3) end,
+    "^worker.rollout.tensor_parallel_size is 3: /.*/config.json: num_attention_heads 4 cannot "
+      .. "be split over 3 shards %(1, 2 or 4 would do%)$", "the setting")
   mini.copy(place .. "/no_weights", place .. "/other")
   files.write(place .. "/other/config.json", '{"model_type": "sam2"}')
   check.raises(function() opening.check_split(place .. "/other", 2) end,
-    "tensor_parallel_size is 2: .*/other holds a model of type sam2, which is not split over ranks: "
-      .. "1 would do", "a family without shards")
+    "tensor_parallel_size is 2: .*/other holds a model of type sam2, which is not split over "
+      .. "ranks: 1 would do", "a family without shards")
   check.raises(function() sz.model(place .. "/other", { shards = { count = 2, index = 0 } }) end,
     "test_split.lua:%d+: shards: .* type sam2, which is not split over ranks", "sz.model")
 end)
@@ -527,7 +529,8 @@ check.case("a whole model is not saved in parts", function()
   local vl = sz.qwen_vl(origin)
   for _, opts in ipairs { { part = true }, { replica = { index = 0, count = 1 } } } do
     check.raises(function() vl:save(place .. "/parts", opts) end,
-      "test_split.lua:%d+: save: part, replica and columns are for a split model, with later", "save")
+      "test_split.lua:%d+: save: part, replica and columns are for a split model, with later",
+      "save")
   end
   check.ok(not files.exists(place .. "/parts"), "nothing is written")
   check.raises(function() vl:save(origin .. "/config.json") end,

@@ -127,8 +127,8 @@ check.equal(ids[1], 3, "an element of i32")
 local row = m[1]
 row:copy_(T.new { 7, 8, 9 })
 check.equal(m:totable(), { { 7, 8, 9 }, { 4, 5, 6 } }, "a row is a view")
-check.raises(function() m[2] = 5 end, "test_tensor.lua:%d+: elements of a tensor cannot be assigned",
-             "assignment")
+check.raises(function() m[2] = 5 end,
+             "test_tensor.lua:%d+: elements of a tensor cannot be assigned", "assignment")
 check.raises(function() m[{ 1, 1 }] = 5 end, "cannot be assigned", "assignment by a list")
 check.raises(function() m.name = "x" end, "no field 'name'", "a new field")
 local sums = {}

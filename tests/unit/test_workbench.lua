@@ -97,7 +97,8 @@ check.case("numbers are spoilt inside the first box, whatever the keys are calle
     local texts = {}
     for _, probe in ipairs(probes.of(row)) do texts[probe.kind] = probe.text end
     row.image:free()
-    for kind, begin in pairs { ["not a number"] = "[NaN, ", ["huge numbers"] = "[1e400, 1e400, " } do
+    for kind, begin in pairs { ["not a number"] = "[NaN, ",
+      ["huge numbers"] = "[1e400, 1e400, " } do
       local expected = ('{"%s": %s'):format(key, begin)
       check.ok(texts[kind]:find(expected, 1, true), kind .. ": " .. texts[kind])
       check.ok(not texts[kind]:gsub("%[NaN", "[1", 1):find "NaN", "once")
@@ -118,7 +119,8 @@ check.case("a mask stands for a solution without boxes", function()
   local row = { solution = "", image = sz.image.new(4, 3), mask = mask }
   local list = probes.of(row)
   check.ok(#list > 5, "kinds with boxes")
-  check.ok(list[1].text:find('"bbox": [1, 1, 2, 2]', 1, true), "the box around it: " .. list[1].text)
+  check.ok(list[1].text:find('"bbox": [1, 1, 2, 2]', 1, true),
+    "the box around it: " .. list[1].text)
 end)
 
 -- ---- numbers as text ----
