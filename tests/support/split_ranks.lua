@@ -44,7 +44,8 @@ end
 
 -- Every number of got is within `tolerance` of the largest expected one.
 local function check_values(got, want, tolerance, what)
-  local a, b = list_of(host(got)), list_of(want)
+  local a = list_of(host(got))
+  local b = list_of(want)
   if #a ~= #b then fail("%s: %d numbers, expected %d", what, #a, #b) end
   local largest = 0
   for i = 1, #b do largest = math.max(largest, math.abs(b[i])) end
@@ -70,7 +71,8 @@ local function weight_of(sample, token, salt)
 end
 
 local function loss(runs, logprob, entropy)
-  local by_logprob, by_entropy = {}, {}
+  local by_logprob = {}
+  local by_entropy = {}
   for _, run in ipairs(runs) do
     for token = run.first, run.last do
       by_logprob[#by_logprob + 1] = weight_of(run.sample, token, 1)
@@ -197,7 +199,8 @@ local function check_forward(whole, part, what)
       check_values(part:forward(g.input), whole:forward(g.input), tolerance, name .. "logits")
       local lists = {}
       for i, s in ipairs(g.samples) do lists[i] = s.ids end
-      local got, want = part:logprobs(g.input, lists), whole:logprobs(g.input, lists)
+      local got = part:logprobs(g.input, lists)
+      local want = whole:logprobs(g.input, lists)
       for i = 1, #want do check_values(got[i], want[i], tolerance, name .. "log-probabilities") end
     end)
   end
@@ -270,7 +273,8 @@ local function check_packed(bits, whole, part, dir)
   local want = tensor.no_grad(whole.forward, whole, input)
   local got = host(tensor.no_grad(part.forward, part, input))
   check_same_bits(got, dir .. ": logits")
-  local cost, own_cost = norm(want - exact), norm(got - exact)
+  local cost = norm(want - exact)
+  local own_cost = norm(got - exact)
   if not (own_cost <= 1.2 * cost and cost > 0) then
     fail("%s: %d bits cost the split model %.3g, the whole one %.3g", dir, bits, own_cost, cost)
   end
@@ -294,10 +298,13 @@ function KINDS.bf16(exact, _, dir)
   local input = input_of(exact, 3)
   local want, plain, own
   tensor.no_grad(function()
-    want, plain, own = exact:forward(input), whole:forward(input), part:forward(input)
+    want = exact:forward(input)
+    plain = whole:forward(input)
+    own = part:forward(input)
   end)
   check_same_bits(own, dir .. ": logits in bf16")
-  local off, limit = norm(own - want), ROUNDS_MORE * norm(plain - want)
+  local off = norm(own - want)
+  local limit = ROUNDS_MORE * norm(plain - want)
   if not (off <= limit) then fail("%s: logits are off by %.3g of %.3g", dir, off, limit) end
 
   -- The gradients, all together: one that is small has large terms that cancel.
@@ -306,9 +313,11 @@ function KINDS.bf16(exact, _, dir)
   local of_exact = gradients(exact, nil, batch, options)
   local of_whole = gradients(whole, nil, batch, options)
   local of_part = gradients(part, nil, batch, options)
-  off, limit = 0, 0
+  off = 0
+  limit = 0
   for _, name in ipairs(sorted_names(of_exact)) do
-    local g, w = of_exact[name], division_of(part, name)
+    local g = of_exact[name]
+    local w = division_of(part, name)
     local own_gradient = of_part[name]:to { dtype = "f32" }
     sum_over_copies(w, own_gradient)
     local slice = split.slice(w, g)
@@ -341,9 +350,11 @@ function KINDS.generate(whole, part, dir)
   local input = batch_of(whole, 1).input
   for _, temperature in ipairs { 0, 1 } do
     local options = { n = 3, temperature = temperature, max_new_tokens = 12, seed = 5 }
-    local want, got = whole:generate(input, options), part:generate(input, options)
+    local want = whole:generate(input, options)
+    local got = part:generate(input, options)
     for i, answer in ipairs(want) do
-      local a, b = table.concat(got[i].ids, " "), table.concat(answer.ids, " ")
+      local a = table.concat(got[i].ids, " ")
+      local b = table.concat(answer.ids, " ")
       if a ~= b then fail("%s: answer %d is %s, expected %s", dir, i, a, b) end
       for k, v in ipairs(answer.logprobs) do
         if math.abs(got[i].logprobs[k] - v) > 1e-4 then fail("%s: a log-probability", dir) end

@@ -133,19 +133,30 @@ local function decode(saved, name, which)
   local rows = shape[1]
   local columns = codes:numel() / rows
   local grid = scales:shape()
-  local down, across = 1, 1
-  if #grid == 3 then down, across = grid[1], grid[2] end
-  local slice_rows, slice_columns = rows / down, columns / across
+  local down = 1
+  local across = 1
+  if #grid == 3 then
+    down = grid[1]
+    across = grid[2]
+  end
+  local slice_rows = rows / down
+  local slice_columns = columns / across
   local blocks = math.ceil(slice_rows * slice_columns / 256)
   local octaves = which == "exp_avg" and 16 or 32
-  local code, scale = tensor.data(codes), tensor.data(scales)
+  local code = tensor.data(codes)
+  local scale = tensor.data(scales)
   local out = {}
   for i = 0, codes:numel() - 1 do
-    local row, column = math.floor(i / columns), i % columns
+    local row = math.floor(i / columns)
+    local column = i % columns
     local slice = math.floor(row / slice_rows) * across + math.floor(column / slice_columns)
     local inside = row % slice_rows * slice_columns + column % slice_columns
-    local size, sign = code[i], 1
-    if which == "exp_avg" and size >= 128 then size, sign = size - 128, -1 end
+    local size = code[i]
+    local sign = 1
+    if which == "exp_avg" and size >= 128 then
+      size = size - 128
+      sign = -1
+    end
     local x = size * 2 ^ (2 - octaves) / 8
     if size >= 8 then x = (1 + size % 8 / 8) * 2 ^ (math.floor(size / 8) + 1 - octaves) end
     out[i + 1] = sign * x * scale[slice * blocks + math.floor(inside / 256)]
@@ -156,13 +167,15 @@ end
 -- The largest error of b's moments against a's, in parts of what rounding to the nearest code may
 -- make: a 16th of the element, or half of the smallest step of the block's scale.
 local function worst_error(a, b)
-  local worst, count = 0, 0
+  local worst = 0
+  local count = 0
   local one = safetensors.load(checkpoint(a) .. "/optimizer.safetensors")
   local two = safetensors.load(checkpoint(b) .. "/optimizer.safetensors")
   for name, t in pairs(one) do
     local which, parameter = name:match "^(exp_avg%w*_?s?q?)%.(.*)$"
     if which then
-      local x, y = decode(one, parameter, which), decode(two, parameter, which)
+      local x = decode(one, parameter, which)
+      local y = decode(two, parameter, which)
       local largest = 0
       for i = 1, #x do largest = math.max(largest, math.abs(x[i])) end
       local step = largest * (which == "exp_avg" and 2 ^ -16 or 2 ^ -30)

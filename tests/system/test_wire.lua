@@ -34,7 +34,9 @@ local KINDS = {
 
 check.case("the bytes of a step are those of the formula", function()
   for _, kind in ipairs(KINDS) do
-    local name, count, extra = kind[1], kind[2], kind[3]
+    local name = kind[1]
+    local count = kind[2]
+    local extra = kind[3]
     local words = runs.words("wire", { "trainer.max_steps=2", "data.val_files=None",
       "trainer.save_freq=-1" })
     words[1] = "tests/support/wire_ranks.lua"
@@ -66,15 +68,23 @@ local function folder_of(name)
   local folder = place .. "/" .. name
   files.make_dir(folder)
   local config = files.read_json_object(TINY .. "/config.json")
-  config.hidden_size, config.num_hidden_layers = size[1], size[2]
-  config.num_attention_heads, config.num_key_value_heads = size[3], size[4]
-  config.intermediate_size, config.vocab_size = size[5], size[6]
-  config.tie_word_embeddings, config.segzero_frame = false, nil
-  config.rope_theta, config.max_position_embeddings = 1e6, 128000
+  config.hidden_size = size[1]
+  config.num_hidden_layers = size[2]
+  config.num_attention_heads = size[3]
+  config.num_key_value_heads = size[4]
+  config.intermediate_size = size[5]
+  config.vocab_size = size[6]
+  config.tie_word_embeddings = false
+  config.segzero_frame = nil
+  config.rope_theta = 1e6
+  config.max_position_embeddings = 128000
   config.rope_scaling = { type = "mrope", mrope_section = { 16, 24, 24 } }
   local vision = config.vision_config
-  vision.hidden_size, vision.intermediate_size, vision.num_heads = 1280, size[7], 16
-  vision.depth, vision.out_hidden_size = 32, size[1]
+  vision.hidden_size = 1280
+  vision.intermediate_size = size[7]
+  vision.num_heads = 16
+  vision.depth = 32
+  vision.out_hidden_size = size[1]
   vision.fullatt_block_indexes = { 7, 15, 23, 31 }
   files.write(folder .. "/config.json", cjson.encode(config))
   for _, file in ipairs { "tokenizer.json", "tokenizer_config.json", "preprocessor_config.json",

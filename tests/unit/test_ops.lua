@@ -35,7 +35,8 @@ local SMALL = 4000                       -- inputs up to this size have derivati
 local HEAD_DIM = 3                       -- the argument of attention's ops
 
 -- ---- arguments ----
-local options, words = {}, {}
+local options = {}
+local words = {}
 for _, word in ipairs(arg or {}) do
   local key, value = word:match "^(%w+)=(.+)$"
   if key then options[key] = value else words[#words + 1] = word end
@@ -47,7 +48,8 @@ local MOST_FLOPS = tonumber(options.flops) or math.huge
 local ON_DEVICE = DEVICE ~= "cpu"
 local IN_BF16 = not ON_DEVICE and core.C.sz_processor_multiplies_bf16() == 1
 local compare = require "tests.support.op_compare"(DEVICE)
-local numbers, bytes = compare.numbers, compare.bytes
+local numbers = compare.numbers
+local bytes = compare.bytes
 local apply = op_calls.apply
 local results = op_calls.results
 local free_all = op_calls.free_all
@@ -173,7 +175,8 @@ local function check_result(op, call, i, got, want, label)
   local is_backward = not ON_DEVICE and op.name:find "^attention.*_backward$"
   local rounds = is_backward and rounds_terms(call)
   if is_backward then terms = math.max(terms, gradient_terms(call, rounds)) end
-  local got_numbers, want_numbers = numbers(got), numbers(want)
+  local got_numbers = numbers(got)
+  local want_numbers = numbers(want)
   local message = compare.difference(got_numbers, want_numbers, tolerance, terms)
   check.ok(not message, name .. ": " .. (message or ""))
   if (ON_DEVICE or rounds) and want:dtype():find "f" then
@@ -184,7 +187,8 @@ local function check_result(op, call, i, got, want, label)
 end
 
 local function check_values(op, call, label)
-  local before, moved = {}, on_device(op, call)
+  local before = {}
+  local moved = on_device(op, call)
   for i = 1, op.inputs do before[i] = call.inputs[i] and bytes(call.inputs[i]) or false end
 
   -- Twice with the fast kernels, once with the reference kernels.
@@ -212,11 +216,13 @@ end
 
 -- ---- gradients: of the loss sum over outputs o of sum(weights[o] * o) ----
 local function tape_gradients(op, call, weights)
-  local leaves, gradients = {}, {}
+  local leaves = {}
+  local gradients = {}
   for _, i in ipairs(call.grad) do leaves[i] = call.inputs[i]:clone():requires_grad(true) end
   local outputs, copies = apply(op, call, leaves)
 
-  local loss, parts = nil, {}
+  local loss
+  local parts = {}
   for _, o in ipairs(call.losses or { 1 }) do
     local weighted = outputs[o]:mul(weights[o])
     local part = weighted:sum()
@@ -240,7 +246,8 @@ local function plain_loss(op, call, replaced, weights)
   local outputs, copies = apply(op, call, replaced)
   local total = 0
   for _, o in ipairs(call.losses or { 1 }) do
-    local y, w = numbers(outputs[o]), numbers(weights[o])
+    local y = numbers(outputs[o])
+    local w = numbers(weights[o])
     for i = 1, #y do total = total + y[i] * w[i] end
   end
   free_all(outputs, copies)
@@ -279,7 +286,8 @@ local function random_weights(op, call)
 end
 
 local function fast_gradients(op, call, weights)
-  local moved, moved_weights = on_device(op, call), {}
+  local moved = on_device(op, call)
+  local moved_weights = {}
   for o, w in pairs(weights) do moved_weights[o] = w:to { device = DEVICE } end
   local gradients = tape_gradients(op, moved, moved_weights)
   if moved ~= call then free_all(moved_weights) end
@@ -310,7 +318,8 @@ end
 -- The gradient of input i against central differences, for a few elements.
 local function check_differences(op, call, i, fast, weights, label)
   local numel = call.inputs[i]:numel()
-  local drawn, want = {}, {}
+  local drawn = {}
+  local want = {}
   for k = 1, math.min(DIFFERENCED_PER_INPUT, numel) do
     drawn[k] = math.random(0, numel - 1)
     want[k] = with_reference(true, derivative, op, call, i, drawn[k], weights)
@@ -517,7 +526,8 @@ end
 -- ---- bench ----
 -- The least seconds of f, over at least 0.3 s.
 local function time(f)
-  local best, spent = math.huge, 0
+  local best = math.huge
+  local spent = 0
   repeat
     local start = C.sz_seconds()
     f()

@@ -36,7 +36,8 @@ local function learn(dtype, options)
   options.max_grad_norm = 1
   local opt = optim.adamw(list, options)
 
-  local inputs, groups = { mini.input(vl, 1), mini.input(vl, 2) }, {}
+  local inputs = { mini.input(vl, 1), mini.input(vl, 2) }
+  local groups = {}
   for i, input in ipairs(inputs) do groups[i] = { input = input, answers = { ANSWERS[i] } } end
   local losses = {}
   for i = 1, STEPS do
@@ -51,9 +52,12 @@ end
 
 -- How far two runs' weights are apart, in parts of how far the first has moved from `from`.
 local function apart(a, b, from)
-  local between, moved = 0, 0
+  local between = 0
+  local moved = 0
   for name, w in pairs(a) do
-    local p, q, start = tensor.data(w), tensor.data(b[name]), tensor.data(from[name])
+    local p = tensor.data(w)
+    local q = tensor.data(b[name])
+    local start = tensor.data(from[name])
     for i = 0, w:numel() - 1 do
       between = between + (p[i] - q[i]) ^ 2
       moved = moved + (p[i] - start[i]) ^ 2
@@ -112,7 +116,8 @@ for _, k in ipairs(KINDS) do
 end
 
 check.case("steps far below bf16's rounding error", function()
-  local N, TINY = 4096, 1e-5
+  local N = 4096
+  local TINY = 1e-5
   local p = tensor.zeros { N }:affine(0, 1):cast(1):requires_grad(true)
   local options = { lr = TINY, weight_decay = 0, master_weights = false }
   local opt = optim.adamw({ { name = "p", tensor = p } }, options)

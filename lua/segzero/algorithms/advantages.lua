@@ -89,7 +89,9 @@ M:register("rloo", {
 
 -- The place of the best score, and the two best scores.
 local function two_best(scores)
-  local best, first, second = 1, scores[1], -math.huge
+  local best = 1
+  local first = scores[1]
+  local second = -math.huge
   for i = 2, #scores do
     if scores[i] > first then
       best, first, second = i, scores[i], first
@@ -139,7 +141,8 @@ M:register("reinforce_plus_plus", {
   help = "REINFORCE++: discounted rewards of each token, whitened over all tokens of the step",
   fn = function(batch, options)
     local all = {}
-    local count, sum = 0, 0
+    local count = 0
+    local sum = 0
     for g, group in ipairs(batch.groups) do
       all[g] = {}
       for i, sample in ipairs(group.samples) do

@@ -38,9 +38,12 @@ end
 
 function M.segment(p, index, q_start, q_len, k_start, k_len, parent_start, parent_len)
   p = p + 6 * index
-  p[0], p[1] = q_start, q_len
-  p[2], p[3] = k_start, k_len
-  p[4], p[5] = parent_start, parent_len
+  p[0] = q_start
+  p[1] = q_len
+  p[2] = k_start
+  p[3] = k_len
+  p[4] = parent_start
+  p[5] = parent_len
 end
 
 -- ---- streams ----

@@ -58,7 +58,8 @@ end
 
 -- The streams of a pass: bytes of all ranks. head(rows): what a shard's head sends together.
 local function pass(streams, shards, f, head)
-  local bytes, calls = 0, 0
+  local bytes = 0
+  local calls = 0
   for _, stream in ipairs(streams) do
     local sums, count = f(stream)
     local times = stream.times or 1
@@ -89,7 +90,8 @@ end
 
 -- Gradients of slices that several shards have, and of what is whole, where they are parts.
 local function copies(m, work, list)
-  local bytes, calls = 0, 0
+  local bytes = 0
+  local calls = 0
   for _, p in ipairs(m.parameters) do
     if p.adds > 1 then
       -- Each of the shards / adds groups adds up its own slice.
@@ -104,7 +106,8 @@ local function copies(m, work, list)
 end
 
 local function between(m, work, list)
-  local gradients, weights = 0, 0
+  local gradients = 0
+  local weights = 0
   for _, p in ipairs(m.parameters) do
     gradients = gradients + p.elements * p.gradient
     weights = weights + p.elements * p.weight
@@ -132,7 +135,8 @@ function M.step(m, work)
 end
 
 function M.total(list, ranks)
-  local bytes, calls = 0, 0
+  local bytes = 0
+  local calls = 0
   for _, row in ipairs(list) do
     bytes = bytes + row.bytes
     calls = calls + row.calls

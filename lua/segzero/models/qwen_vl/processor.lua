@@ -218,8 +218,11 @@ local function resize_item(self, width, height, limits)
   local least = limits.min_pixels or self.min_pixels
   local most = limits.max_pixels or self.max_pixels
   if limits.resized_width then
-    width, height = limits.resized_width, limits.resized_height
-    least, most = 4 * block ^ 2, 16384 * block ^ 2      -- its own limits
+    width = limits.resized_width
+    height = limits.resized_height
+    -- Its own limits.
+    least = 4 * block ^ 2
+    most = 16384 * block ^ 2
   end
   if least > most then
     error(("min_pixels %.0f is more than max_pixels %.0f"):format(least, most), 0)
@@ -255,7 +258,8 @@ local function size_of(self, width, height, limits)
   elseif self.resize then
     call(C.sz_qwen_smart_resize(height, width, block, self.min_pixels, self.max_pixels, out_size,
       out_size + 1))
-    h, w = out_size[0], out_size[1]
+    h = out_size[0]
+    w = out_size[1]
   elseif h % block ~= 0 or w % block ~= 0 then
     error(("an image of %d x %d is not a multiple of %d on both sides, and do_resize is off")
       :format(w, h, block), 0)
@@ -294,8 +298,12 @@ local function start(self, source, first)
   first = first or { width = width, height = height }
   local s = size_of(self, first.width, first.height)
   local values = tensor.empty({ s.grid[2] * s.grid[3], columns_of(self) }, { dtype = "f32" })
-  size[0], size[1], size[2], size[3] = width, height, first.width, first.height
-  size[4], size[5] = s.resized_width, s.resized_height
+  size[0] = width
+  size[1] = height
+  size[2] = first.width
+  size[3] = first.height
+  size[4] = s.resized_width
+  size[5] = s.resized_height
   local filter = self.filter == "bicubic" and 1 or 0
   local job = call(C.sz_qwen_image_start(raw, size, filter, self.patch_size,
     self.temporal_patch_size, self.merge_size, self.scale, self.image_mean, self.image_std,
