@@ -244,7 +244,7 @@ void sz_arena_release_block(sz_arena_block *b)
     if (!b || --b->refs > 0) return;
     SZ_ASSERT(b->refs == 0, "a block of the arena is released more often than retained");
     arenas[b->device].state ^= mixed(b->data, b->bytes);
-    /* With guards on, whoever still reads it reads NaN. */
+    /* With guards on, code that still reads the block reads NaN. */
     if (sz_guards_on()) sz_bytes_fill(b->device, b->data, 0xff, b->bytes);
     if (b->after && b->after->refs == 0) {
         bin_remove(b->after);

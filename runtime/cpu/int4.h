@@ -14,8 +14,9 @@
  * 8 bits with one scale for each row and 256 columns, as for 8-bit weights (int8.h).
  *
  * The part is the one that leaves the least squared error: first a real number, of FACTORS, then
- * one of the two whole ones beside it. Relative error of normally distributed weights: 7.4 % (NF4
- * in groups of 64, 4.5 bits: 9.2 %; parts of 8 bits: 7.2 %, but their products with codes have 11).
+ * the whole number just below or just above it. Relative error of normally distributed weights:
+ * 7.4 % (NF4 in groups of 64, 4.5 bits: 9.2 %; parts of 8 bits: 7.2 %, but their products with
+ * codes have 11).
  * Leaves out: zero points, importance of columns.
  */
 #ifndef SZ_INT4_H

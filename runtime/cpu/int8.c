@@ -34,8 +34,8 @@ enum { FEW = 2, SOME = 4, MAX_TILE_ROWS = 4 };
 #endif
 enum { WIDE = 4 };
 
-/* Up to so many rows of x meet one block of weights at a time where memory is read best as a single
- * stream. */
+/* Where memory is read best as a single stream, one block of weights at a time meets up to this
+ * number of rows of x. */
 enum { STREAM_ROWS = SZ_Q_X_WORDS == 1 && SZ_Q_VECTORS == 1 ? 2 : 1 };
 
 /* Vectors of weights that m rows of x meet. */

@@ -4,9 +4,9 @@
  * of the other kernels, so the results have the same bits as theirs.
  *
  * A task is up to SZ_PACKED_TASK_ROWS rows of x times some panels of 32 weight rows, in blocks of
- * 32 x 32 results. It goes through the columns in pieces of DEPTH groups: a panel's weights and a
- * block's x of so many columns fit the first-level cache, and the piece's part of x stays in the
- * second-level cache while all panels pass by. 8-bit weights are stored as tiles already.
+ * 32 x 32 results. It goes through the columns in pieces of DEPTH groups: a piece of a panel's
+ * weights and a piece of a block's x fit the first-level cache, and the piece's part of x stays in
+ * the second-level cache while all panels pass by. 8-bit weights are stored as tiles already.
  * 4-bit weights are multiplied by their parts, which makes signed bytes, and so become tiles, a
  * piece of a panel at a time.
  *
