@@ -186,12 +186,14 @@ function reader:set(row, raw, origin)
   self.given[row.key] = true
 end
 
+-- A group of a YAML file that has no settings: null, or {} as in a run's config.json.
+local function is_empty(raw) return raw == "null" or (type(raw) == "table" and #raw == 0) end
+
 -- A key of another program. Only the last of its values counts: another one may not be allowed.
 function reader:set_foreign(entry)
   local key, raw, origin = unpack(entry, 1, 3)
   local found = foreign_key.read(self.schema, key, raw)
-  -- A group without settings in a YAML file.
-  if not found and origin and raw == "null" and foreign_key.is_group(self.schema, key) then
+  if not found and origin and is_empty(raw) and foreign_key.is_group(self.schema, key) then
     return
   end
   if not found then return unknown(self.schema, key, raw) end

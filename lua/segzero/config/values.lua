@@ -195,6 +195,8 @@ end
 -- and the error's message.
 function M.convert(row, raw, note)
   if type(raw) == "table" and row.joined then raw = table.concat(raw, ",") end
+  local is_empty = type(raw) == "table" and #raw == 0
+  if row.type == "mapping" and is_empty then return true, {} end
   if type(raw) == "table" and row.type ~= "list" then
     return false, ("%s is a list, expected %s"):format(row.key, M.expected(row))
   end
@@ -204,7 +206,6 @@ function M.convert(row, raw, note)
   local value, why
   if row.type == "mapping" then
     if raw == "{}" or raw == "" or IS_NULL[raw] then return true, {} end
-    if type(raw) == "table" and #raw == 0 then return true, {} end
     return false, ("%s is '%s', expected names with values: {name: value, ...}"):format(row.key,
       visible.line(tostring(raw)))
   end

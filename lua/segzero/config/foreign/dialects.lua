@@ -10,7 +10,7 @@
 --
 -- A file with keys that only EasyR1 has leaves other keys out because EasyR1's defaults are meant:
 -- they are set. Seg-Zero's own files name all keys whose defaults differ here; of a file that does
--- not, one line names them and what counts.
+-- not, one line names them and what counts. A run's own config.json names all keys.
 -- EasyR1 has the weight and the estimator of the KL term under algorithm.*, for the loss and for
 -- the reward alike; here those of the loss are under worker.actor.*.
 -- Leaves out: single keys (keys.lua), veRL's own names, which are refused.
@@ -29,6 +29,10 @@ local EASY_R1_KEYS = { "algorithm.use_kl_loss", "algorithm.disable_kl",
 
 -- Keys of Seg-Zero's files that have no meaning here.
 local SEG_ZERO_KEYS = { "worker.actor.fsdp.param_offload", "trainer.n_gpus_per_node" }
+
+-- Keys of ours that a run's config.json has, all of them.
+local OWN_KEYS = { "data.refshapes_size", "worker.actor.model.dtype", "worker.reward.sam2_path",
+  "trainer.check_memory" }
 
 M.EASY_R1 = {
   { "data.prompt_key", "prompt" },
@@ -83,11 +87,19 @@ local function has_any(keys, names)
   return false
 end
 
+-- A run's config.json leaves nothing out but what is null.
+local function is_of_a_run(keys)
+  for _, key in ipairs(OWN_KEYS) do
+    if not keys[key] then return false end
+  end
+  return true
+end
+
 -- The first file with one of these keys, by name.
 local function file_with(state, names)
   local paths = {}
   for path, keys in pairs(state.files) do
-    if has_any(keys, names) then paths[#paths + 1] = path end
+    if has_any(keys, names) and not is_of_a_run(keys) then paths[#paths + 1] = path end
   end
   table.sort(paths)
   return paths[1]
