@@ -227,6 +227,45 @@ check.case("YAML: mistakes are one line with the file", function()
     "an empty file changes nothing")
 end)
 
+check.case("a run's config.json is a file of settings", function()
+  local grpo = require "segzero.config.grpo"
+  local cfg = grpo.schema:read { "worker.rollout.n=3", "data.train_files=refshapes" }
+  local path = place .. "/config.json"
+  files.write(path, files.json(cfg))
+  check.equal(grpo.schema:read { "config=" .. path }, cfg, "the same settings")
+  for _, text in ipairs { "worker: { ref: { model: {} } }", "worker: { ref: null }" } do
+    check.equal(grpo.schema:read { "config=" .. yaml("group.yaml", text) },
+      grpo.schema:read {}, text)
+  end
+  check.raises(function() grpo.schema:read { "config=" .. yaml("g.yaml", "worker: { ref: 3 }") }
+  end, "worker.ref': it is a group", "a value for a group")
+end)
+
+check.case("data.val_files=None means no held-out rows, with RefShapes, too", function()
+  local grpo = require "segzero.config.grpo"
+  check.equal(grpo.settings({}).data.val_files, "refshapes", "nothing is said")
+  for _, value in ipairs { "None", "null", "" } do
+    check.equal(grpo.settings({ "data.val_files=" .. value }).data.val_files, "", value)
+  end
+end)
+
+check.case("batches that leave a rest, and a rate of 0, are noted", function()
+  local function said(...)
+    return (mini.run { "-e", ([[require("segzero.config.grpo").settings { %s }]]):format(...) })
+  end
+  local rest = said '"data.rollout_batch_size=4", "worker.actor.global_batch_size=3"'
+  check.ok(rest:find("note: data.rollout_batch_size=4 is no multiple of "
+    .. "worker.actor.global_batch_size=3, so the last update of a step has 1 of its prompts", 1,
+    true), rest)
+  local rate = said '"worker.actor.optim.lr=0"'
+  check.ok(rate:find("note: worker.actor.optim.lr=0 leaves the weights", 1, true), rate)
+  for _, fine in ipairs { '"data.rollout_batch_size=3"',
+    '"data.rollout_batch_size=4", "worker.actor.global_batch_size=2"',
+    '"worker.actor.optim.lr=0", "trainer.val_only=true"' } do
+    check.ok(not said(fine):find("note: ", 1, true), fine)
+  end
+end)
+
 -- ---- keys without a meaning: accepted, noted once ----
 check.case("keys without an effect are noted once", function()
   local path = yaml("notes.yaml",

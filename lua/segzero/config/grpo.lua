@@ -13,6 +13,7 @@ local console = require "segzero.log.console"
 local dialects = require "segzero.config.foreign.dialects"
 local foreign = require "segzero.config.foreign.keys"
 local frame = require "segzero.data.frame"
+local notes = require "segzero.core.notes"
 local paths = require "segzero.config.paths"
 local prompts = require "segzero.data.prompt"
 local schema = require "segzero.config.schema"
@@ -474,13 +475,29 @@ local function use_embedded_model(cfg, given)
   console.say("no model named: using the embedded " .. dir)
 end
 
-local function use_refshapes(cfg)
+local function use_refshapes(cfg, given)
   local name = "refshapes"
   if prompts.style(cfg).several then name = "refshapes_multi" end
   cfg.data.train_files = name
-  if cfg.data.val_files == "" then cfg.data.val_files = name end
+  -- data.val_files=None asks for no held-out rows.
+  if not given["data.val_files"] then cfg.data.val_files = name end
   local side = cfg.data.refshapes_size
   console.say(("no data named: using RefShapes, generated images of %d pixels"):format(side))
+end
+
+-- What is allowed and hardly meant. EasyR1 refuses such batches.
+local function note_odd_values(cfg)
+  local prompts_of_step = cfg.data.rollout_batch_size
+  local prompts_of_update = cfg.worker.actor.global_batch_size
+  local rest = prompts_of_step % prompts_of_update
+  if rest > 0 and prompts_of_update < prompts_of_step then
+    notes.say(("data.rollout_batch_size=%d is no multiple of worker.actor.global_batch_size=%d, so "
+      .. "the last update of a step has %d of its prompts"):format(prompts_of_step,
+      prompts_of_update, rest))
+  end
+  if cfg.worker.actor.optim.lr == 0 and not cfg.trainer.val_only then
+    notes.say "worker.actor.optim.lr=0 leaves the weights as they are"
+  end
 end
 
 -- EasyR1's scripts go on with a run that is there.
@@ -515,10 +532,12 @@ function M.settings(args, own_schema)
   if origin == "missing" then
     console.say(("no SAM2 model in %s, so masks are not computed"):format(paths.SAM2))
   end
-  if no_data then use_refshapes(cfg) end
+  if no_data then use_refshapes(cfg, given) end
   -- Seg-Zero's YAML has val_before_train=false; an evaluation is all that is asked for.
   if cfg.trainer.val_only then cfg.trainer.val_before_train = true end
-  return rules:check(cfg)
+  rules:check(cfg)
+  note_odd_values(cfg)
+  return cfg
 end
 
 return M
