@@ -136,6 +136,31 @@ check.case("a run that cannot begin leaves no folder", function()
   check.equal(folders.kind(place .. "/no"), nil, "nothing is left")
 end)
 
+check.case("a run that fails before its first step is over leaves no folder", function()
+  files.write(place .. "/fails.lua", 'return function() error "no" end')
+  for _, extra in ipairs { "trainer.val_before_train=false", "data.val_files=refshapes" } do
+    local said, rc = recipe("worker.reward.compute_score=" .. place .. "/fails.lua", extra,
+      "trainer.logger=console,jsonl,report", save_to(place .. "/failed/run"))
+    check.ok(rc ~= 0 and said:find("fails.lua:1: no", 1, true), "it fails: " .. said)
+    check.equal(folders.kind(place .. "/failed"), nil, "nothing is left")
+  end
+end)
+
+check.case("a run that fails later keeps its folder", function()
+  files.write(place .. "/second.lua", [[
+    local count = 0
+    return function()
+      count = count + 1
+      if count > 4 then error "no" end
+      return 1
+    end]])
+  local folder = place .. "/later"
+  local said, rc = recipe("worker.reward.compute_score=" .. place .. "/second.lua",
+    "data.rollout_batch_size=1", "worker.rollout.n=4", "trainer.max_steps=2", save_to(folder))
+  check.ok(rc ~= 0 and said:find("second.lua:4: no", 1, true), "it fails: " .. said)
+  check.ok(#files.read(folder .. "/metrics.jsonl") > 0, "the first step")
+end)
+
 check.case("evaluations take a folder in the same way", function()
   local folder = place .. "/results"
   files.make_dir(folder)

@@ -7,6 +7,8 @@
 --     run.path, run.id, run.wanted             wanted: the path that was asked for
 --   run_folder.close(run)                      the run has ended: another process may go on
 --   run_folder.cancel(run)                     removes a folder in which nothing has happened yet
+--   run_folder.cancel_if_empty(run)            the run has failed: cancel if its logs are empty
+--                                              and there are no other files, else close
 --   run_folder.id(path) -> text, or nil        the id of the run that owns this folder
 --   run_folder.is_run(path)                    whether a run of segzero wrote this folder
 --   run_folder.check_run(path)                 an error in one line if not
@@ -99,6 +101,42 @@ function M.cancel(run)
     folders.cancel(run)
   end
   M.close(run)
+end
+
+local function is_empty(path)
+  local file = io.open(path, "rb")
+  if not file then return true end
+  local size = file:seek "end"
+  file:close()
+  return size == 0
+end
+
+-- What a run writes before its first step is over. The report is made of the logs, and
+-- reward/reloading.lua keeps a copy of the reward.
+local AT_FIRST = { "^metrics%.jsonl$", "^rollouts%.jsonl$", "^report%.html$",
+  "^reward_step_%d+%.lua$" }
+
+local function is_of_start(name)
+  for _, pattern in ipairs(AT_FIRST) do
+    if name:find(pattern) then return true end
+  end
+  return false
+end
+
+local function has_nothing(path)
+  local own = { [MARK] = true, ["config.json"] = true, ["launches.jsonl"] = true }
+  for _, name in ipairs(folders.list(path) or {}) do
+    if not own[name] and not is_of_start(name) then return false end
+  end
+  return is_empty(path .. "/metrics.jsonl") and is_empty(path .. "/rollouts.jsonl")
+end
+
+function M.cancel_if_empty(run)
+  if not run.mark or not has_nothing(run.path) then return M.close(run) end
+  for _, name in ipairs(folders.list(run.path) or {}) do
+    if is_of_start(name) then folders.remove_file(run.path .. "/" .. name) end
+  end
+  M.cancel(run)
 end
 
 return M

@@ -224,8 +224,8 @@ end
 
 local function evaluate_before(t)
   local result = loop.evaluate(t, sheets.ROWS)
-  say(t, "held-out reward before: %.3f of %d rows (%s)", result.reward, t.held_out:count(),
-    records.parts_text(result.parts))
+  say(t, "held-out reward before: %.3f of %d rows%s", result.reward, t.held_out:count(),
+    records.parts_in_brackets(result.parts))
   if result.giou then
     say(t, "held-out gIoU before: %.3f (ceiling %s)", result.giou, number(result.ceiling))
   end
@@ -243,7 +243,8 @@ local function evaluate_after(t, before)
   local result = loop.evaluate(t, sheets.ROWS)
   local seed = t.config.data.seed
   local rows = t.held_out:count()
-  say(t, "held-out reward after: %.3f (%s)", result.reward, records.parts_text(result.parts))
+  say(t, "held-out reward after: %.3f%s", result.reward,
+    records.parts_in_brackets(result.parts))
   sheets.write(t, "after", result)
   local images = before and sheets.compare(t, before, result)
   sheets.release(before)
@@ -351,7 +352,9 @@ local function run(p, cfg, overrides)
   end
   local ended
   ended, reason = pcall(ending.guard, t, all, t, folder, parts.source, notes)
-  if p:is_root() then run_folder.close(folder) end
+  if p:is_root() then
+    if ended then run_folder.close(folder) else run_folder.cancel_if_empty(folder) end
+  end
   if not ended then error(reason, 0) end
   return t
 end
