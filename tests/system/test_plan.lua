@@ -107,6 +107,15 @@ check.case("a run that cannot fit is refused with the numbers", function()
   check.ok(plan.check(cfg).fits, "and accepted on this machine")
 end)
 
+check.case("the exit status says whether the run fits", function()
+  local args = { "plan", "worker.actor.model.model_path=" .. dir, "data.max_response_length=8" }
+  local text, status = mini.run(args)
+  check.ok(status == 0 and text:find "\nthe run fits: ", "it fits: " .. text)
+  args[3] = "data.max_response_length=16777216"
+  text, status = mini.run(args)
+  check.ok(status == 1 and text:find "\nthe run does not fit: ", "it does not: " .. text)
+end)
+
 -- A number far beyond any memory must not be allocated in order to find out. Real token tables of
 -- this length would take 800 MB.
 check.case("answers of millions of tokens are planned in little memory", function()

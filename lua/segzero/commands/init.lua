@@ -37,7 +37,8 @@ usage: segzero plan [RECIPE] [key=value ...] [answer_tokens=N] [--ranks W] [devi
   --ranks W         one of W ranks, and what it sends in a step; nothing is started
   device_gib=G      on GPUs with this memory each; else on this machine
   gb_per_second=B   how fast a rank sends; else some usual rates
-Says how much memory a run needs, and which settings make it need less. Nothing is loaded.
+Says how much memory a run needs, and which settings make it need less. Nothing is loaded. Exit
+status 1: it does not fit.
 docs/guide/memory.md says more.]]
 
 local DOCTOR_HELP = [[
@@ -68,7 +69,7 @@ M.list = {
     about = "finds and masks what a sentence describes", script = "examples/infer.lua",
     takes = "settings" },
   { name = "plan", usage = "[RECIPE] [key=value ...]", about = "how much memory a run needs",
-    module = "segzero.tools.plan", entry = "main", default = GRPO, help = PLAN_HELP,
+    module = "segzero.tools.plan", entry = "command", default = GRPO, help = PLAN_HELP,
     takes = "plan" },
   { name = "report", usage = "RUN [RUN ...]", about = "one HTML page about training runs",
     module = "segzero.report.command", entry = "main", flags = { "--output" }, takes = "runs" },

@@ -205,7 +205,7 @@ function M.print(plan)
 end
 
 local function print_largest(cfg, plan, text, key, least, most)
-  local v, open = largest(cfg, plan.state, key, least, most)
+  local v, open = largest(cfg, plan.state, key, least, math.max(least, most))
   local shown = "none"
   if v then shown = tostring(v) end
   if open then shown = "over " .. shown end
@@ -323,17 +323,26 @@ local function main(args, opts)
   return plan
 end
 
--- Of several ranks the first one makes the plan, and the others wait for it.
+-- Of several ranks the first one makes the plan, and the others wait for it. Returns the plan, nil
+-- on those, and whether the run fits, on all.
 function M.main(args)
   local ranks = require "segzero.core.ranks"
-  if not ranks.launched() then return main(args, {}) end
+  if not ranks.launched() then
+    local plan = main(args, {})
+    return plan, plan.fits
+  end
   local world = ranks.world()
   local plan
   if world:rank() == 0 then
     plan = main(args, { ranks = world:size(), neighbours = world:neighbours() })
   end
-  world:barrier()
-  return plan
+  return plan, world:share(plan and plan.fits)
+end
+
+-- `segzero plan`: exit status 1 if the run does not fit, so that a job's script can ask.
+function M.command(args)
+  local _, fits = M.main(args)
+  if not fits then os.exit(1) end
 end
 
 return M
