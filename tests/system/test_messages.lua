@@ -103,6 +103,7 @@ local ROWS = {
     { { GRPO, "config=" .. AT .. "dotted.yaml" }, "the key 'data.seed' is there twice" },
     { { EVALUATE, "rows=-1" }, "rows is -1, expected a whole number from 1" },
     { { INFER, "--demo", "--temperature", "hot" }, "temperature is 'hot', expected a number" },
+    { { INFER, "--demo", "-1" }, "demo is -1, expected a whole number from 0" },
     { { INFER }, "no image: --image_path FILE --text SENTENCE, or --demo" },
   },
   rewards = {

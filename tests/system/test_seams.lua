@@ -415,7 +415,7 @@ check.case("a result that cannot be used is one line", function()
     { { "worker.actor.loss_type=nothing" }, "the loss 'nothing' returned nil, expected a tensor" },
     { {}, "the reward returned %-?nan for row .*, expected a finite number",
       { reward = function() return 0 / 0 end } },
-    { {}, "the reward returned table: ", { reward = function() return {} end } },
+    { {}, "the reward returned a table for row ", { reward = function() return {} end } },
     { {}, "row .*: the prompt returned nil, expected text", { prompt = function() end } },
     { {}, "the prompt failed: %(the error is a table, not a message%)",
       { prompt = function() error {} end } },

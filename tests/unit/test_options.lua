@@ -149,6 +149,11 @@ check.case("a generation's top_p and top_k have limits", function()
     "top_k is %-3, expected a whole number from %-1", "top_k")
 end)
 
+check.case("a list of inputs is told where to go", function()
+  check.raises(function() local a = vl:generate({ input }, {}) return a end,
+    "generate: it takes one input, got a list; sz.rollout.generate%(vl, inputs, options%)", "a list")
+end)
+
 check.case("what is saved has options, too", function()
   check.raises(function() vl:save("/tmp/none", { shrad = 1 }) end,
     "test_options%.lua:%d+: save: unknown option 'shrad'", "vl:save")

@@ -59,6 +59,8 @@ local MARKS = {
 -- One id per byte; the template's marks are single ids.
 local toy = {}
 
+function toy:id(mark) return MARKS[mark] end
+
 function toy:encode(text)
   local ids = {}
   local i = 1
@@ -191,6 +193,13 @@ local proc = processor.new {}
 local function refused(chat, pattern, name)
   check.raises(function() proc:process(chat, toy, IDS) end, pattern, name)
 end
+
+check.case("a tokenizer that is another model's", function()
+  local others = { image_token_id = IMAGE + 7 }
+  check.raises(function() proc:process(ask(sz.image.new(56, 56)), toy, others) end,
+    ("the model's image token is %d, and <|image_pad|> is %d in the tokenizer"):format(IMAGE + 7,
+      IMAGE), "another id")
+end)
 
 check.case("two images", function()
   local input = proc:process(ask(sz.image.new(56, 112), sz.image.new(84, 56)), toy, IDS)

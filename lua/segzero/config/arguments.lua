@@ -15,13 +15,16 @@ local yaml = require "segzero.config.yaml"
 
 local M = {}
 
--- The value of a bare --key. nil if the row has no bare form, or if the next word is its value.
+-- The value of a bare --key. nil if the row has no bare form, or if the next word is its value. A
+-- number is meant as one, also if the row does not accept it.
 local function bare_value(row, next_word)
   if not row then return nil end
   local bare = row.bare
   if row.type == "boolean" then bare = "true" end
   if bare == nil then return nil end
-  if next_word and values.convert(row, next_word, function() end) then return nil end
+  if next_word and (tonumber(next_word) or values.convert(row, next_word, function() end)) then
+    return nil
+  end
   return bare
 end
 

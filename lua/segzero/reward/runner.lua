@@ -53,13 +53,20 @@ local LARGEST = 1e30
 local function is_finite(v) return type(v) == "number" and v == v and math.abs(v) ~= math.huge end
 
 -- ---- what goes wrong ----
+-- A value that is no finite number: nil, inf, the string 'x', a table.
+local function described(v)
+  if type(v) == "string" then return ("the string '%s'"):format(visible.line(v, 80)) end
+  if type(v) == "table" or type(v) == "function" then return "a " .. type(v) end
+  return visible.line(tostring(v))
+end
+
 -- A problem is {headline =, cure =, reason = its message in one line, details = more lines}.
 local function problem_of_results(row, score, parts)
   local id = visible.line(row.id)
   -- One infinite score would make every advantage of its group NaN.
   if not is_finite(score) then
     local message = "the reward returned %s for row %s, expected a finite number"
-    return { headline = message:format(visible.line(score), id) }
+    return { headline = message:format(described(score), id) }
   end
   if math.abs(score) > LARGEST then
     local message = "the reward returned %g for row %s, expected a number from -1e30 to 1e30"

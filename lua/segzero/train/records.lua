@@ -96,4 +96,10 @@ function M.parts_text(parts)
   return table.concat(texts, ", ")
 end
 
+-- The same as " (...)"; empty if the reward has no parts.
+function M.parts_in_brackets(parts)
+  if next(parts) == nil then return "" end
+  return (" (%s)"):format(M.parts_text(parts))
+end
+
 return M

@@ -80,6 +80,7 @@ local function means_by_kind(items)
 end
 
 function M.kinds(items, order)
+  if #items == 0 then return {} end
   local means = means_by_kind(items)
   local rows = { { "answer", "mean score" } }
   for _, kind in ipairs(order) do
@@ -153,7 +154,9 @@ function M.failures(items)
   for _, item in ipairs(items) do
     if item.failure then
       count = count + 1
-      local kind = item.failure:gsub("%d+", "0"):match "\n  answer:[^\n]*\n(.*)$" or item.failure
+      -- What comes after the answer is the user's traceback.
+      local plain = item.failure:gsub("%d+", "0")
+      local kind = plain:match "\n  answer:[^\n]*\n(.*)$" or plain:match "^[^\n]*"
       if not kinds[kind] and shown < MOST_FAILURES then
         shown = shown + 1
         lines[#lines + 1] = item.kind and ("on the answer '%s':"):format(item.kind) or nil

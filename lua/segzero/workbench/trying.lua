@@ -116,7 +116,7 @@ function M.lines(result, o)
       result.unstable.again or 0 / 0)
   end
   add(lines, "look at this:", concerns)
-  if o.against then
+  if o.against and #result.good > 0 then
     local items, groups = compared(result.groups)
     local d = disagreement.of(items, groups)
     add(lines, nil, summary.disagreement(d, o.against, o.worst))

@@ -49,8 +49,8 @@ end
 -- the caller of the function that ends in it.
 local function make(name, f, shape, opts, level)
   level = level + 1
-  opts = handle.options(opts, level, name, OPTIONS)
   local sizes, ndim = dims(shape, name, level)
+  opts = handle.options(opts, level, name, OPTIONS)
   local dtype = handle.dtype_code(opts.dtype or "f32", level)
   local device = handle.device_code(opts.device, level)
   return handle.wrap(check(f(dtype, ndim, sizes, device), level))
@@ -86,6 +86,7 @@ end
 -- Makes a tensor with the elements element(i), i from 0, on the CPU, and moves it to opts.device.
 local function filled(name, shape, opts, level, element)
   level = level + 1
+  dims(shape, name, level)
   opts = handle.options(opts, level, name, OPTIONS)
   local dtype = opts.dtype or "f32"
   local t = make(name, C.sz_tensor_new, shape, { dtype = dtype }, level)
@@ -218,6 +219,7 @@ local FRACTION = { f32 = 24, bf16 = 8 }    -- bits that the dtype has for number
 
 -- Uniform numbers in [0, 1).
 function M.rand(shape, opts)
+  dims(shape, "rand", 2)
   opts = handle.options(opts, 2, "rand", OPTIONS)
   local fraction = FRACTION[opts.dtype or "f32"]
   if not fraction then

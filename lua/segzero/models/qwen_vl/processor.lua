@@ -415,7 +415,7 @@ end
 
 -- ---- tokens ----
 -- Repeats the k-th image token for each token of image k.
-local function expand(ids, image_id, list)
+local function expand(ids, image_id, list, tokenizer)
   local out = {}
   local seen = 0
   for _, id in ipairs(ids) do
@@ -428,6 +428,11 @@ local function expand(ids, image_id, list)
     end
   end
   if seen ~= #list then
+    local own_id = tokenizer.id and tokenizer:id "<|image_pad|>"
+    if own_id ~= image_id and (own_id or seen == 0) then
+      error(("the model's image token is %d, and <|image_pad|> is %s in the tokenizer: they do not "
+        .. "belong together"):format(image_id, own_id or "not a token"), 0)
+    end
     error(("the messages have %d images, but their text has %d image marks: "
       .. "<|image_pad|> must not be typed into a text"):format(#list, seen), 0)
   end
@@ -474,7 +479,7 @@ local function process(self, messages, tokenizer, image_id, inp, list)
     inp.image_grid_thw[#inp.image_grid_thw + 1] = r.size.grid
   end
   inp.text = messages_of.render(messages, { add_generation_prompt = true }, tokenizer.system)
-  inp.input_ids = expand(tokenizer:encode(inp.text), image_id, list)
+  inp.input_ids = expand(tokenizer:encode(inp.text), image_id, list, tokenizer)
   local ids = { image_token_id = image_id }
   inp.position_ids, inp.next_position = positions(inp.input_ids, inp.image_grid_thw, ids,
     self.merge_size)

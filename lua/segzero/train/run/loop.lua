@@ -65,8 +65,8 @@ local function evaluate_if_due(t, step)
   local result = M.evaluate(t)
   local giou = ""
   if result.giou then giou = (", gIoU %.3f"):format(result.giou) end
-  say(t, "  held-out reward at step %d: %.3f (%s)%s", step, result.reward,
-    records.parts_text(result.parts), giou)
+  say(t, "  held-out reward at step %d: %.3f%s%s", step, result.reward,
+    records.parts_in_brackets(result.parts), giou)
 end
 
 -- A checkpoint that is due waits for a step whose gradient is finite, because the weights of a
