@@ -91,9 +91,13 @@ local function message()
   return text
 end
 
+-- Raises the error of a C function that has failed. A place in the code does not help where memory
+-- is short, so that error has none.
 function M.check(x, level)
-  if x == nil or x == -1 then error(message(), (level or 1) + 1) end
-  return x
+  if x ~= nil and x ~= -1 then return x end
+  local text = message()
+  if text:find("out of memory", 1, true) then error(text, 0) end
+  error(text, (level or 1) + 1)
 end
 
 function M.call(x)
