@@ -26,6 +26,7 @@
 
 local ffi = require "ffi"
 local files = require "segzero.core.files"
+local notes = require "segzero.core.notes"
 local options = require "segzero.core.options"
 local rng = require "segzero.data.refshapes.rng"
 local scene = require "segzero.data.refshapes.scene"
@@ -200,7 +201,7 @@ end
 --   dir/masks/<id>.png   1 channel, 0 and 255
 -- opts: n images (default 16), first (index of the first, 0), seed, split, size, level, questions
 -- (default 1), background. save_png(path, w, h, channels, pixels) writes one image and raises an
--- error if it cannot.
+-- error if it cannot. A data set that is in the folder is replaced, with a note.
 function M.write_dataset(dir, opts, save_png)
   if type(save_png) ~= "function" then
     error("refshapes: write_dataset needs a save_png function", 2)
@@ -208,6 +209,9 @@ function M.write_dataset(dir, opts, save_png)
   local json = require "cjson"
   local n = integer(opts, "n", 16, 0, BIG, 3)
   local first = integer(opts, "first", 0, -BIG, BIG, 3)
+  if files.exists(dir .. "/data.jsonl") then
+    notes.say(dir .. "/data.jsonl is there already; its rows are replaced")
+  end
   files.make_dir(dir .. "/images")
   files.make_dir(dir .. "/masks")
   local out = require("segzero.core.lines").create(dir .. "/data.jsonl")
