@@ -169,6 +169,8 @@ check.case("threads that wait leave the processors to others", function()
   local part = busy()
   -- Adding takes 0.02 of a processor. A thread that spins for all of each pause takes a whole one.
   check.ok(part < 0.25, ("%.2f of a processor is busy in pauses"):format(part))
+  -- On one processor a thread that spins takes the time of the one that adds.
+  if free.usable < 2 then return check.skip "two processors" end
   check.ok(busy("env", "OMP_WAIT_POLICY=active") > 2 * part, "the user's policy is kept")
 end)
 

@@ -39,7 +39,8 @@ if not file or not runs_here() then
 end
 
 local function passes(argv, name)
-  local output, status = process.run(argv, { timeout = 600 })
+  -- The suite may run on other kernels.
+  local output, status = process.run(argv, { timeout = 600, env = { SEGZERO_CPU = "" } })
   check.equal(status, 0, name .. ": " .. output:sub(-3000))
   return output
 end
