@@ -199,6 +199,9 @@ local function sweep(name, step, work, clean)
     if not tostring(message):find("out of memory", 1, true) then
       wrong = wrong or ("at %d: %s"):format(n, tostring(message))
     end
+    if tostring(message):find "\n" then
+      wrong = wrong or ("at %d: more than a line: %s"):format(n, tostring(message))
+    end
     if C.sz_scope_depth() ~= 0 then wrong = wrong or ("at %d: a scope is open"):format(n) end
     if C.sz_grad_enabled() ~= 1 then wrong = wrong or ("at %d: recording is off"):format(n) end
     n = n + step
