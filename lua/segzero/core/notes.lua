@@ -6,6 +6,7 @@
 --
 -- Leaves out: errors, and the notes on settings (config/schema.lua).
 
+local live_line = require "segzero.core.live_line"
 local visible = require "segzero.core.visible"
 
 local M = {}
@@ -18,6 +19,7 @@ function M.silence() silent = true end
 function M.say(text)
   if silent or said[text] then return end
   said[text] = true
+  live_line.clear()
   io.stderr:write("note: " .. visible.text(text) .. "\n")
 end
 

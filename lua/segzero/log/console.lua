@@ -7,9 +7,10 @@
 --
 -- The line of a step: reward, mean length, KL, entropy, gradient norm, the largest difference
 -- between the sampler's and the trainer's log-probabilities, seconds a step, and the estimated time
--- left. Leaves out: colours, progress bars.
+-- left. Leaves out: colours; how far a step is (progress.lua).
 
 local core = require "segzero.core.ffi"
+local live_line = require "segzero.core.live_line"
 local timer = require "segzero.log.timer"
 local visible = require "segzero.core.visible"
 
@@ -57,6 +58,7 @@ end
 -- Prints a line at once; control characters in it are shown (core/visible.lua). Recipes and
 -- settings use it for what they tell the user. A line that cannot be written is an error.
 function M.say(text)
+  live_line.clear()
   text = visible.text(text) .. "\n"
   core.call(core.C.sz_print(text, #text))
 end

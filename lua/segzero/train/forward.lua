@@ -2,7 +2,9 @@
 -- every answer token.
 --
 --   forward.run(model, batch, options, f)        batch: one of micro_batches.split
---   forward.reference(model, batches, options)   sets sample.reference: a number for each token
+--   forward.reference(model, batches, options, tick)
+--                        sets sample.reference: a number for each token. tick(i), if given, is
+--                        called after batch i
 --
 -- f(runs, logprob, entropy) -> loss, after     is called once; for a micro-batch with chunks, once
 -- for each chunk and once more for answers of one token.
@@ -207,11 +209,12 @@ local function keep_reference(runs, logprob)
   end
 end
 
-function M.reference(model, batches, options)
+function M.reference(model, batches, options, tick)
   local before = timer.enter "reference"
   offload.using(model, function()
-    for _, batch in ipairs(batches) do
+    for i, batch in ipairs(batches) do
       tensor.no_grad(M.run, model, batch, options, keep_reference)
+      if tick then tick(i) end
     end
   end)
   timer.enter(before)

@@ -67,8 +67,7 @@ local function generation_options(t, groups, temperature)
   for name, v in pairs(t.options.rollout) do options[name] = v end
   for i, group in ipairs(groups) do options.row_ids[i] = group.row.number end
 
-  local name = ("step %d"):format((t.global_step or 0) + 1)
-  local tick = progress.new(t, name, #groups, "prompts answered")
+  local tick = progress.of_step(t, #groups, "prompts answered")
   local answered = 0
   function options.on_group(i, answers)
     if t.parallel.shards == 1 then stop.check() end

@@ -49,6 +49,7 @@ local micro_batches = require "segzero.train.micro_batches"
 local optim = require "segzero.train.optim"
 local parallel = require "segzero.train.parallel"
 local options_of = require("segzero.train.options").of
+local progress = require "segzero.log.progress"
 local records = require "segzero.train.records"
 local reward_kl = require "segzero.train.reward_kl"
 local rollout = require "segzero.train.rollout"
@@ -169,8 +170,9 @@ function methods:reference_log_probs(groups)
     if not group.samples[1].reference then missing[#missing + 1] = group end
   end
   if #missing == 0 then return end
-  forward.reference(self.reference, self:micro_batches(missing, "experience"),
-    update.forward_options(self))
+  local batches = self:micro_batches(missing, "experience")
+  local tick = progress.of_step(self, #batches, "micro-batches of the reference")
+  forward.reference(self.reference, batches, update.forward_options(self), tick)
 end
 
 -- The gradient of one micro-batch. totals: of the whole update (records.totals).

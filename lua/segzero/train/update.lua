@@ -19,6 +19,7 @@ local forward = require "segzero.train.forward"
 local kl_estimators = require "segzero.algorithms.kl"
 local losses = require "segzero.algorithms.losses"
 local ratios = require "segzero.train.figures.ratios"
+local progress = require "segzero.log.progress"
 local records = require "segzero.train.records"
 local tokens = require "segzero.train.tokens"
 local user_code = require "segzero.core.user_code"
@@ -39,7 +40,7 @@ function M.new(t)
   local kl_name
   if t.reference and o.use_kl then kl_name = o.kl end
   return setmetatable({
-    policy = t.policy, parallel = t.parallel,
+    trainer = t, policy = t.policy, parallel = t.parallel,
     numbers = t.now or t.numbers,
     options = M.forward_options(t),
     loss_name = o.loss,
@@ -145,8 +146,10 @@ end
 
 function methods:gradient(batches, totals)
   local sums = {}
-  for _, batch in ipairs(batches) do
+  local tick = progress.of_step(self.trainer, #batches, "micro-batches of the update")
+  for i, batch in ipairs(batches) do
     local stats = self:accumulate(batch, totals)
+    tick(i)
     local mismatch = math.max(sums.mismatch or 0, stats.mismatch)
     for name, v in pairs(stats) do add(sums, name, v) end
     sums.mismatch = mismatch

@@ -17,6 +17,7 @@ local checkpoint = require "segzero.train.run.checkpoint"
 local core = require "segzero.core.ffi"
 local files = require "segzero.core.files"
 local health = require "segzero.train.run.health"
+local live_line = require "segzero.core.live_line"
 local saving = require "segzero.train.run.saving"
 local stop = require "segzero.core.stop"
 
@@ -64,6 +65,7 @@ function M.early(t, reason)
   -- A checkpoint that is being written is the newest one, if it succeeds.
   local waited, failure = pcall(saving.wait, t)
   pcall(t.sampler.cancel, t.sampler)
+  live_line.clear()
   t.optimizer:zero_grad()         -- of an update that was left
   if type(reason) == "string" and reason:find(NOT_FINITE) then
     t.diverged = health.explain(t, "the model's logits are not finite")
