@@ -106,6 +106,42 @@ check.case("a set of JSON files", function()
   end)
 end)
 
+check.case("a README says which files are which split", function()
+  local function rows(name) return files.read("tests/golden/sources/" .. name) end
+  local readme = [[
+---
+configs:
+- config_name: default
+  data_files:
+  - { split: train, path: first.parquet }
+  - { split: test, path: second.parquet }
+- config_name: other
+  data_files: third.parquet
+---]]
+  local world = { datasets = { ["org/tables"] = { files = { ["README.md"] = readme,
+    ["first.parquet"] = rows "easyr1/train.parquet",
+    ["second.parquet"] = rows "easyr1/test.parquet", ["third.parquet"] = rows "verl.parquet" } } } }
+  hub_server.with(world, function(server)
+    local home = new_home()
+    local chunk = [[local data = require "segzero.data"
+      for _, name in ipairs { "org/tables", "org/tables@test", "org/tables@other/train" } do
+        local set = data.open(name, { split = "train" })
+        print(name, set:count(), set:row(1).problem)
+      end]]
+    for _, when in ipairs { "downloaded", "from the cache" } do
+      local text, status = server:run({ "-e", chunk }, home)
+      check.equal(status, 0, text)
+      for _, line in ipairs { "org/tables\t2\t<image>the red",
+        "@test\t2\t<image>the blue circle" } do
+        check.ok(text:find(line), when .. ": " .. text)
+      end
+    end
+    local wrong = 'require("segzero.data").open("org/tables@nosuch/x", {})'
+    local text = server:run({ "-e", wrong }, home)
+    check.ok(text:find("has the configurations default, other: choose one", 1, true), text)
+  end)
+end)
+
 local ADAPTER = [[
 local sz = require "segzero"
 local vl = sz.qwen_vl "models/tiny/qwen2.5-vl"

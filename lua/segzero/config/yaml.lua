@@ -23,10 +23,7 @@ local lyaml
 -- Loads lyaml with strict mode off, because lyaml reads undefined globals while it loads.
 local function load_library()
   if lyaml then return lyaml end
-  local strict = require "segzero.core.strict"
-  strict.off()
-  local ok, found = pcall(require, "lyaml")
-  strict.on()
+  local ok, found = require("segzero.core.strict").require "lyaml"
   if not ok then error("config=FILE needs the Lua package lyaml (apt-get install lua-yaml)", 0) end
   lyaml = found
   return lyaml

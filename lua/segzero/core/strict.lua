@@ -61,6 +61,14 @@ function M.off()
   end
 end
 
+-- pcall(require, name) for a module of somebody else's that reads undefined globals.
+function M.require(name)
+  M.off()
+  local ok, found = pcall(require, name)
+  M.on()
+  return ok, found
+end
+
 M.on()
 
 return M

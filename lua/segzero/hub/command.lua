@@ -101,7 +101,7 @@ function M.main(args)
   local ok, path = host.call(require("segzero.hub").fetch, wanted)
   if not ok then host.fail("fetch", path, 1) end
   -- The folder alone, without the split.
-  if wanted.kind == "dataset" then path = path:gsub("@[^@/]*$", "") end
+  if wanted.kind == "dataset" then path = path:gsub("@[^@/]+/?[^@/]*$", "") end
   print(path)
 end
 

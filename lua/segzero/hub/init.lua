@@ -30,6 +30,7 @@ local M = {}
 -- select(names) -> { files =, path = | nil, split = | nil }, of all names of the repository.
 -- guess(names): the same of the names in a cache that has no list; nil if files may be missing.
 -- usable(names): the same, or nil if a file that is always needed is missing.
+-- has_readme: those of data get the README's text as a second argument, nil if there is none.
 local MODEL = {
   select = wanted.model,
   guess = function(present)
@@ -59,13 +60,13 @@ local DESCRIPTION = {
 }
 
 local function data_kind(options)
-  local function select(list) return wanted.data(list, options) end
-  local function guess(present)
-    local ok, found = pcall(select, present)
+  local function select(list, readme) return wanted.data(list, options, readme) end
+  local function guess(present, readme)
+    local ok, found = pcall(select, present, readme)
     if ok and #found.files > 0 and wanted.are_tables_whole(found.files) then return found end
     return nil
   end
-  return { select = select, guess = guess, usable = guess }
+  return { select = select, guess = guess, usable = guess, has_readme = true }
 end
 
 -- ---- the cache ----
@@ -84,15 +85,29 @@ local function has_all(cached, commit, list)
   return #list > 0
 end
 
+-- The text of a data set's README that the cache has, or nil.
+local function readme_of(cached, commit, kind)
+  if not kind.has_readme then return nil end
+  return (files.read(cached:snapshot(commit) .. "/README.md"))
+end
+
+local function has_name(list, name)
+  for _, one in ipairs(list) do
+    if one == name then return true end
+  end
+  return false
+end
+
 -- The path, if the cache has all files.
 local function from_cache(cached, commit, kind)
   local listing = cached:listing(commit)
+  local readme = readme_of(cached, commit, kind)
   if listing then
-    local found = kind.select(listing)
+    local found = kind.select(listing, readme)
     return has_all(cached, commit, found.files) and path_of(cached, commit, found) or nil
   end
   if cached:is_unfinished() then return nil end
-  local found = kind.guess(cached:present(commit))
+  local found = kind.guess(cached:present(commit), readme)
   return found and path_of(cached, commit, found)
 end
 
@@ -103,12 +118,19 @@ local function download(repository, cached, kind)
   session.say = require("segzero.hub.progress").say
   local listing
   pool.run { function() listing = api.list(session, repository) end }
-  local found = kind.select(listing.names)
+  local function get(list)
+    require("segzero.hub.download").get(session, repository, cached, listing, list)
+  end
+  -- It may say which files are wanted.
+  local has_readme = kind.has_readme and wanted.has_tables(listing.names)
+    and has_name(listing.names, "README.md")
+  if has_readme then get { "README.md" } end
+  local found = kind.select(listing.names, readme_of(cached, listing.commit, kind))
   local lack
   if #found.files == 0 then lack = "no files that segzero reads" end
   if kind == MODEL and not found.weights then lack = wanted.lack_of_weights(listing.names) end
   if lack then error(("%s has %s"):format(repository.shown, lack), 0) end
-  require("segzero.hub.download").get(session, repository, cached, listing, found.files)
+  get(found.files)
   cached:note_listing(listing.commit, listing.names)
   cached:note_commit(listing.commit)
   return path_of(cached, listing.commit, found)

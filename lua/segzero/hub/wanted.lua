@@ -4,7 +4,9 @@
 --       names: all files of the repository. weights: "safetensors", "adapter", "pt" or nil. path:
 --       the one file that is the model (an original SAM2 .pt); nil: the folder is. texts: the files
 --       without weights, where both are apart
---   wanted.data(names, { split =, purpose =, shown = }) -> { files =, split =, path =, folder = }
+--   wanted.data(names, { split =, purpose =, shown = }, readme)
+--     -> { files =, split =, path =, folder = }
+--       readme: the text of README.md, or nil
 --       split: to be named behind the folder, or nil; path: the one file that the set is, or nil;
 --       folder: the one with the files, or nil
 --   wanted.lack_of_weights(names)        what is said of a repository without any
@@ -12,13 +14,15 @@
 --   wanted.has_weights(names)  whether these are all files of a model's weights
 --   wanted.is_whole(names)     whether these look like all that a model needs
 --   wanted.are_tables_whole(names)      the same for Parquet and Arrow files
+--   wanted.has_tables(names)            whether there are some, whose README may say more
 --
 -- A model: config.json with its .safetensors, else adapter_config.json with theirs, else a .pt
 -- file. With it come JSON, .txt, .model and .jinja files of the repository's own folder.
 -- Data: the Parquet or Arrow files of one split, else its JSON and all images.
 -- Leaves out: a repository's subfolders with other models, weights in other formats.
 
-local table_names = require "segzero.data.tables.names"
+local card = require "segzero.data.tables.card"
+local table_splits = require "segzero.data.tables.splits"
 
 local M = {}
 
@@ -174,7 +178,7 @@ local function configurations(tables)
   local seen = {}
   for _, name in ipairs(tables) do
     local folder = name:match "^(.*)/" or ""
-    local is_split = table_names.is_split(folder:match "[^/]*$")
+    local is_split = table_splits.is_split(folder:match "[^/]*$")
     if not is_split and not seen[folder] then list[#list + 1] = folder end
     seen[folder] = true
   end
@@ -213,15 +217,24 @@ local function json_data(names, has, options)
   end
   local is_folder = has["data.jsonl"] or has["data.json"] or #rows == 0 or #rows > MOST_SPLITS
   if not is_folder then
-    local splits = table_names.by_split(rows)
-    local split = table_names.choose(splits, options.split, options.purpose, options.shown)
+    local splits = table_splits.group(rows)
+    local split = table_splits.choose(splits, options.split, options.purpose, options.shown)
     local own = splits[split]
     if #own == 1 then return { files = add({ own[1] }, images), path = own[1] } end
   end
   return { files = add(rows, images) }
 end
 
-function M.data(names, options)
+-- The configuration of a README, or nil. Its files are found again by the README when the folder is
+-- opened, so it is one of them.
+local function by_readme(tables, options, readme)
+  local groups, wanted_split, name = card.groups(readme, tables, options.split, options.shown)
+  if not groups then return nil end
+  local split = table_splits.choose(groups, wanted_split, options.purpose, options.shown)
+  return { files = add({ "README.md" }, groups[split]), split = name .. "/" .. split }
+end
+
+function M.data(names, options, readme)
   local has = set_of(names)
   local tables = {}
   for _, name in ipairs(names) do
@@ -238,10 +251,19 @@ function M.data(names, options)
     end
     return { files = list, split = options.split }
   end
+  local stated = by_readme(tables, options, readme)
+  if stated then return stated end
   local folder, wanted_split = folder_of(tables, options)
-  local splits = table_names.by_split(below(tables, folder))
-  local split = table_names.choose(splits, wanted_split, options.purpose, options.shown)
+  local splits = table_splits.group(below(tables, folder), folder and #folder + 1)
+  local split = table_splits.choose(splits, wanted_split, options.purpose, options.shown)
   return { files = splits[split], split = split, folder = folder }
+end
+
+function M.has_tables(names)
+  for _, name in ipairs(names) do
+    if is_table(name) then return true end
+  end
+  return false
 end
 
 -- Whether files such as train-00000-of-00002.parquet are all there.

@@ -7,27 +7,19 @@
 -- its folders, as the hub has them (data/train-00000-of-00002.parquet); a folder of save_to_disk
 -- (dataset_dict.json with one folder a split, or state.json with its files). name@split chooses a
 -- split. Without it: for the purpose "train" the split train, for "heldout" validation, val or
--- test, for "test" test first, and always the only split there is. A file's name or its folder's
--- says its split. Leaves out: reading the files (source.lua), names on the hub.
+-- test, for "test" test first, and always the only split there is. The README of a folder says which
+-- files are of a split, if it has configurations (card.lua: name@configuration/split chooses one);
+-- else their names do (splits.lua).
+-- Leaves out: reading the files (source.lua), names on the hub.
 
+local card = require "segzero.data.tables.card"
 local files = require "segzero.core.files"
 local folders = require "segzero.core.folders"
+local splits = require "segzero.data.tables.splits"
 
 local M = {}
 
-local KNOWN = {}
-for _, name in ipairs { "train", "training", "test", "testing", "validation", "valid", "val", "dev",
-  "eval", "testA", "testB" } do
-  KNOWN[name] = true
-end
-
-local ORDER = {
-  train = { "train", "training" },
-  heldout = { "validation", "val", "valid", "dev", "test" },
-  test = { "test", "validation", "val", "valid", "dev" },
-}
-
-local DEPTH = 2                 -- folders below the one that is named
+local DEPTH = 3                 -- folders below the one that is named
 
 local function fail(message, ...) error(message:format(...), 0) end
 
@@ -40,45 +32,8 @@ local function is_pattern(path) return path:find "[*?]" ~= nil end
 -- "path@split" -> path, split; a path that exists keeps its @.
 local function divided(name)
   if not name:find("@", 1, true) or files.exists(name) then return name, nil end
-  local path, split = name:match "^(.+)@([^@/]+)$"
+  local path, split = name:match "^(.+)@([^@/]+/?[^@/]*)$"
   return path or name, split
-end
-
--- ---- splits ----
--- The split that a file's name states, or its folder's name; else train.
-local function split_of(path)
-  local stem = path:match("([^/]*)$"):gsub("%.%w+$", "")
-  local front = stem:match "^(.-)%-%d+%-of%-%d+"
-  local base = front or stem
-  local last = base:match "([^-_.]*)$"
-  if KNOWN[base] then return base end
-  if KNOWN[last] then return last end
-  local parent = path:match "([^/]*)/[^/]*$"
-  if KNOWN[parent] then return parent end
-  if front and base ~= "data" and base ~= "part" then return base end
-  return "train"
-end
-
-local function names_of(splits)
-  local list = {}
-  for name in pairs(splits) do list[#list + 1] = name end
-  table.sort(list)
-  return list
-end
-
--- splits: {name -> anything}. wanted: the user's, or nil.
-local function choose(splits, wanted, purpose, path)
-  local list = names_of(splits)
-  local all = table.concat(list, ", ")
-  if wanted then
-    if splits[wanted] then return wanted end
-    fail("%s has no split '%s'; there is: %s", path, wanted, all)
-  end
-  if #list == 1 then return list[1] end
-  for _, name in ipairs(ORDER[purpose] or ORDER.train) do
-    if splits[name] then return name end
-  end
-  fail("%s has the splits %s: choose one with %s@%s", path, all, path, list[1])
 end
 
 -- ---- files ----
@@ -92,17 +47,6 @@ local function collect(folder, depth, found)
     end
   end
   return found
-end
-
-local function by_split(list)
-  local splits = {}
-  for _, path in ipairs(list) do
-    local split = split_of(path)
-    splits[split] = splits[split] or {}
-    table.insert(splits[split], path)
-  end
-  for _, of_split in pairs(splits) do table.sort(of_split) end
-  return splits
 end
 
 -- The files that save_to_disk's state.json lists.
@@ -123,14 +67,14 @@ end
 local function saved_splits(folder)
   local path = folder .. "/dataset_dict.json"
   if not files.exists(path) then return nil end
-  local splits = {}
+  local found = {}
   local stated = files.read_json_object(path).splits
   for _, name in ipairs(type(stated) == "table" and stated or {}) do
     if type(name) ~= "string" then fail("%s: a split's name is a %s", path, type(name)) end
-    splits[name] = folder .. "/" .. name
+    found[name] = folder .. "/" .. name
   end
-  if next(splits) == nil then fail("%s names no split", path) end
-  return splits
+  if next(found) == nil then fail("%s names no split", path) end
+  return found
 end
 
 local function glob(pattern)
@@ -151,10 +95,26 @@ local function in_folder(folder)
   return #collect(folder, DEPTH, {}) > 0
 end
 
--- For names on the hub (hub/wanted.lua).
-M.by_split = by_split
-M.choose = choose
-function M.is_split(name) return KNOWN[name] == true end
+-- Files that a pattern or their own name names: the folder that holds one may say its split.
+local function of_files(list, wanted, purpose, path)
+  local fixed = path:match "^([^*?]*/)" or ""
+  local above = fixed:match "^(.*/)[^/]*/$" or ""
+  local groups = splits.group(list, #above)
+  local split = splits.choose(groups, wanted, purpose, path)
+  local own = groups[split]
+  return { files = own, split = split, folder = own[1]:match "^(.*)/" or "." }
+end
+
+local function of_folder(path, list, wanted, purpose)
+  local below = {}
+  for i, file in ipairs(list) do below[i] = file:sub(#path + 2) end
+  local groups, rest = card.groups(files.read(path .. "/README.md"), below, wanted, path)
+  if groups then wanted = rest else groups = splits.group(below, 0, path:match "[^/]*$") end
+  local split = splits.choose(groups, wanted, purpose, path)
+  local own = {}
+  for i, name in ipairs(groups[split]) do own[i] = path .. "/" .. name end
+  return { files = own, split = split, folder = path }
+end
 
 function M.matches(name)
   local path = divided(name)
@@ -168,10 +128,10 @@ function M.find(name, purpose)
 
   -- What save_to_disk wrote.
   if folders.kind(path) == "folder" then
-    local splits = saved_splits(path)
-    if splits then
-      local split = choose(splits, wanted, purpose, path)
-      return { files = saved_files(splits[split]), split = split, folder = splits[split] }
+    local saved = saved_splits(path)
+    if saved then
+      local split = splits.choose(saved, wanted, purpose, path)
+      return { files = saved_files(saved[split]), split = split, folder = saved[split] }
     end
     if files.exists(path .. "/state.json") then
       local split = path:match "[^/]*$"
@@ -186,11 +146,8 @@ function M.find(name, purpose)
   elseif is_table(path) then list = { path }
   else list = collect(path, DEPTH, {}) end
   if #list == 0 then fail("%s: no .parquet or .arrow file has a name like this", path) end
-  local splits = by_split(list)
-  local split = choose(splits, wanted, purpose, path)
-  local folder = path
-  if is_pattern(path) or is_table(path) then folder = splits[split][1]:match "^(.*)/" or "." end
-  return { files = splits[split], split = split, folder = folder }
+  if is_pattern(path) or is_table(path) then return of_files(list, wanted, purpose, path) end
+  return of_folder(path, list, wanted, purpose)
 end
 
 return M

@@ -16,6 +16,7 @@ local sz = require "segzero"
 local agreement = require "segzero.train.run.agreement"
 local contract = require "segzero.runs.contract"
 local coordinates = require "segzero.data.coordinates"
+local core_notes = require "segzero.core.notes"
 local data_sets = require "segzero.train.run.data_sets"
 local ending = require "segzero.train.run.ending"
 local files = require "segzero.core.files"
@@ -43,6 +44,7 @@ local stop = require "segzero.core.stop"
 local trainer = require "segzero.train.trainer"
 local train_options = require "segzero.train.options"
 local user_code = require "segzero.core.user_code"
+local visible = require "segzero.core.visible"
 
 local M = {}
 
@@ -133,6 +135,16 @@ local function number_of_steps(cfg, train, since)
     cfg.trainer.total_episodes)
 end
 
+-- A folder with one split gives it for both.
+local function note_same_rows(parts)
+  if not parts.held_out then return end
+  local own = parts.identity
+  local held_out = contract.identity(parts.held_out)
+  if not own.hash or own.hash ~= held_out.hash or own.rows ~= held_out.rows then return end
+  core_notes.say("the held-out rows are those of training: "
+    .. visible.line(tostring(parts.held_out.name)))
+end
+
 -- What can be checked before the folder is taken and a weight is read.
 local function prepare(cfg, overrides, ranks, neighbours, shards)
   -- Loading changes some settings (LoRA freezes the vision tower): runs are compared as given.
@@ -152,6 +164,7 @@ local function prepare(cfg, overrides, ranks, neighbours, shards)
     folders.check(wanted_folder(cfg, source), run_folder.SETTING)
   end
   parts.identity = contract.identity(parts.train)
+  note_same_rows(parts)
   if source then
     resuming.check(source, asked, parts.identity)
     parts.since = resuming.since(source, asked, parts.identity)
