@@ -219,7 +219,7 @@ check.case("oneDNN is limited to the kind, or to what DNNL_MAX_CPU_ISA says", fu
     local output = process.run({ host.executable, "-e", EFFECTIVE }, { timeout = 60, env = env })
     return tonumber(output)
   end
-  local best = effective {}
+  local best = effective { SEGZERO_CPU = "" }           -- the suite may run on other kernels
   check.equal(effective { SEGZERO_CPU = "baseline" }, 1, "the baseline")
   check.equal(effective { DNNL_MAX_CPU_ISA = "SSE41" }, 1, "the variable alone")
   check.equal(effective { DNNL_MAX_CPU_ISA = "SSE41", SEGZERO_CPU = kinds[#kinds] }, 1, "both")

@@ -217,8 +217,9 @@ check.case("ranks that update copies of weights and round differently are refuse
     local argv = { script }
     for word in words:gmatch "%S+" do argv[#argv + 1] = word end
     next_port = next_port + 1
-    local text, statuses = launch({ torch(0, 2),
-      torch(1, 2, { DNNL_MAX_CPU_ISA = "SSE41" }) }, argv)
+    -- The suite may run on the kernels of an older processor, which round in the same way.
+    local text, statuses = launch({ torch(0, 2, { SEGZERO_CPU = "" }),
+      torch(1, 2, { DNNL_MAX_CPU_ISA = "SSE41", SEGZERO_CPU = "" }) }, argv)
     check.equal(statuses, { status, status }, text)
     check.equal(count(text, "joined"), 2 - 2 * status, text)
     check.equal(count(text, "segzero: rank 1 %(host [^)]+%) computes with [%w_]+ %(oneDNN 0x1%), "
