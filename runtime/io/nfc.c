@@ -4,7 +4,8 @@
  *   -> UTF-8
  *
  * utf8proc decomposes and composes. It sorts a run of marks by exchanging neighbours, which takes
- * minutes for a megabyte of them; here a long run is sorted by counting.
+ * minutes for a megabyte of them; here a long run is sorted by counting. It also drops U+11A7 after
+ * a Hangul syllable; here that character composes with nothing.
  * Leaves out: the other forms.
  */
 #include "tokenizer.h"
@@ -13,7 +14,8 @@
 
 enum {
     CLASSES = 256, /* of combining marks; 0 is no mark */
-    SHORT_RUN = 32
+    SHORT_RUN = 32,
+    TRAILING_BASE = 0x11a7 /* one before the first trailing consonant of Hangul */
 };
 static const utf8proc_option_t options = UTF8PROC_STABLE | UTF8PROC_COMPOSE;
 
@@ -89,15 +91,37 @@ static int order(code_points *t)
     return 0;
 }
 
+/* Composes in place. U+11A7 composes with nothing: the consonants that follow a syllable are
+ * U+11A8..U+11C2. utf8proc counts it as one of them, so a piece of its own begins at each. 0, or -1
+ * with a message. */
+static int compose(code_points *t)
+{
+    size_t done = 0;
+    for (size_t i = 0; i < t->len;) {
+        size_t end = i + 1;
+        while (end < t->len && t->p[end] != TRAILING_BASE) end++;
+        utf8proc_ssize_t n = utf8proc_normalize_utf32(t->p + i, (utf8proc_ssize_t)(end - i),
+                                                      options);
+        if (n < 0) return sz_fail("the text cannot be normalised: %s", utf8proc_errmsg(n));
+
+        /* A composed piece is never longer, so it moves towards the start. */
+        memmove(t->p + done, t->p + i, (size_t)n * sizeof *t->p);
+        done += (size_t)n;
+        i = end;
+    }
+    t->len = done;
+    return 0;
+}
+
 int64_t sz_nfc(const char *text, size_t len, char **out)
 {
     *out = NULL;
     code_points t = { 0 };
     int64_t n = -1;
-    if (decompose(&t, text, len) == 0 && order(&t) == 0) {
-        /* Composed in place, then written over itself as UTF-8 with a 0 at the end. */
-        if (sz_tokenizer_reserve(&t.p, &t.room, t.len + 1, sizeof *t.p) == 0)
-            n = utf8proc_reencode(t.p, (utf8proc_ssize_t)t.len, options);
+    if (decompose(&t, text, len) == 0 && order(&t) == 0 && compose(&t) == 0 &&
+        sz_tokenizer_reserve(&t.p, &t.room, t.len + 1, sizeof *t.p) == 0) {
+        /* Written over itself as UTF-8 with a 0 at the end. */
+        n = utf8proc_reencode(t.p, (utf8proc_ssize_t)t.len, UTF8PROC_STABLE);
         if (n < 0) sz_fail("the text cannot be normalised: %s", utf8proc_errmsg(n));
     }
     if (n < 0) {

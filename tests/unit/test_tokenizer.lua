@@ -173,6 +173,32 @@ check.case("added tokens", function()
   ids("<|en", { BEGIN, 110 }, "a shorter added token")
 end)
 
+-- The UTF-8 of code points from U+0800 to U+FFFF: three bytes each.
+local function text_of(...)
+  local out = {}
+  for i, c in ipairs { ... } do
+    out[i] = string.char(0xe0 + math.floor(c / 4096), 0x80 + math.floor(c / 64) % 64, 0x80 + c % 64)
+  end
+  return table.concat(out)
+end
+
+-- tokenizers 0.23.3 gives the same: normalizers.NFC().
+check.case("U+11A7 composes with nothing", function()
+  local function composes(from, to, name)
+    local got = tok:decode(tok:encode(text_of(unpack(from))))
+    check.equal(got, text_of(unpack(to)), name)
+  end
+  composes({ 0xac00, 0x11a7 }, { 0xac00, 0x11a7 }, "after a syllable")
+  composes({ 0x1100, 0x1161, 0x11a7 }, { 0xac00, 0x11a7 }, "after a syllable of two letters")
+  composes({ 0x1100, 0x11a7, 0x1161 }, { 0x1100, 0x11a7, 0x1161 }, "between two letters")
+  composes({ 0xac00, 0x11a7, 0x11a8 }, { 0xac00, 0x11a7, 0x11a8 }, "before a consonant")
+  composes({ 0xac00, 0x11a8, 0x11a7 }, { 0xac01, 0x11a7 }, "after a syllable of three letters")
+  composes({ 0x11a7, 0x11a7, 0x1100, 0x1161 }, { 0x11a7, 0x11a7, 0xac00 }, "at the start, twice")
+  composes({ 0xac00, 0x11a8 }, { 0xac01 }, "the first trailing consonant")
+  composes({ 0xac00, 0x11c2 }, { 0xac1b }, "the last trailing consonant")
+  composes({ 0xac00, 0x11c3 }, { 0xac00, 0x11c3 }, "the character after it")
+end)
+
 check.case("long words use a heap and give the same ids as short ones", function()
   for _, n in ipairs { 20, 23, 24, 25, 26, 31, 500 } do
     local text = ("ab"):rep(n)
