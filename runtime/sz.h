@@ -518,10 +518,13 @@ int64_t sz_tokenizer_add_merges(sz_tokenizer *t, const char *json, const sz_json
  * sz_tokenizer_finish. */
 int sz_tokenizer_find_token(sz_tokenizer *t, const char *token, size_t len);
 /* An added token. flags: SZ_TOKEN_SPECIAL: decoding may leave it out; SZ_TOKEN_NORMALIZED: it is
- * found in the normalised text, after all others were found in the raw text. */
+ * found in the normalised text, after all others were found in the raw text, and its own text is
+ * normalised by sz_tokenizer_finish. 0; -1 with a message. */
 enum { SZ_TOKEN_SPECIAL = 1, SZ_TOKEN_NORMALIZED = 2 };
 int sz_tokenizer_add_special(sz_tokenizer *t, const char *text, size_t len, int id, int flags);
-/* Ends the additions. nfc: texts are normalised first. */
+/* Ends the additions. nfc: texts are normalised first, and so are the added tokens that are marked
+ * SZ_TOKEN_NORMALIZED, which decode to their normalised text. Of two tokens that become the same
+ * text, one is found. 0; -1 with a message, and the tokenizer can only be freed. */
 int sz_tokenizer_finish(sz_tokenizer *t, int nfc);
 /* Returns the count, or -1. The tokenizer owns ids until its next call. */
 int64_t sz_tokenizer_encode(sz_tokenizer *t, const char *text, size_t len, const int32_t **ids);

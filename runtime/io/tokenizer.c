@@ -90,6 +90,16 @@ static int utf8_step(const uint8_t *p, size_t n)
     return more + 1;
 }
 
+static bool is_utf8(const char *text, size_t len)
+{
+    for (size_t i = 0; i < len;) {
+        int n = utf8_step((const uint8_t *)text + i, len - i);
+        if (n < 0) return false;
+        i += (size_t)n;
+    }
+    return true;
+}
+
 /* Appends text to out with U+FFFD for what is not UTF-8. */
 static int put_repaired(bytes *out, const char *text, size_t len)
 {
@@ -203,6 +213,18 @@ void sz_tokenizer_free(sz_tokenizer *t)
     free(t);
 }
 
+/* Makes text the token's text. 0, or -1 with a message. */
+static int put_text(sz_tokenizer *t, int32_t id, const char *text, size_t len)
+{
+    size_t start = t->pool.len;
+    if (len > MAX_TOKEN || start + len > UINT32_MAX)
+        return sz_fail("token id %d has %zu bytes, more than a vocabulary holds", id, len);
+    if (sz_tokenizer_put(&t->pool, text, len) != 0) return -1;
+    t->entries[id].start = (uint32_t)start;
+    t->entries[id].len = (uint32_t)len;
+    return 0;
+}
+
 int sz_tokenizer_set(sz_tokenizer *t, const char *text, size_t len, int id, int kind)
 {
     if (t->finished) return sz_fail("the tokenizer is finished: no token can be added");
@@ -221,14 +243,13 @@ int sz_tokenizer_set(sz_tokenizer *t, const char *text, size_t len, int id, int 
         return sz_fail("token id %d is given twice: '%.*s' and '%.*s'", id,
                        sz_tokenizer_shown(e->len), t->pool.p + e->start, sz_tokenizer_shown(len),
                        text);
-    if (len > MAX_TOKEN || t->pool.len + len > UINT32_MAX)
-        return sz_fail("token id %d has %zu bytes, more than a vocabulary holds", id, len);
-    *e = (entry){ .start = (uint32_t)t->pool.len, .len = (uint32_t)len, .kind = (uint32_t)kind };
+    if (put_text(t, id, text, len) != 0) return -1;
+    e->kind = (uint32_t)kind;
     if (id >= t->size) t->size = id + 1;
-    return sz_tokenizer_put(&t->pool, text, len);
+    return 0;
 }
 
-/* Keeps the list sorted, the longest first. */
+/* Keeps the list sorted, the longest first; those of one length stay in the order given. */
 static int list_added(sz_tokenizer *t, added_list *list, int32_t id)
 {
     size_t room = (size_t)list->room;
@@ -260,8 +281,50 @@ static void trim(void *pointer, size_t size)
     if (less) memcpy(pointer, &less, sizeof less);
 }
 
+/* Code points under U+0300, whose UTF-8 starts with a byte under 0xCC, are always in NFC. */
+static bool surely_normalised(const char *text, size_t len)
+{
+    for (size_t i = 0; i < len; i++)
+        if ((uint8_t)text[i] >= 0xcc) return false;
+    return true;
+}
+
+/* Normalises the token's text. 0, or -1 with a message. */
+static int normalise_token(sz_tokenizer *t, int32_t id)
+{
+    const entry *e = &t->entries[id];
+    if (surely_normalised(t->pool.p + e->start, e->len)) return 0;
+    if (!is_utf8(t->pool.p + e->start, e->len)) return sz_fail("added token %d is not UTF-8", id);
+    char *composed;
+    int64_t n = sz_nfc(t->pool.p + e->start, e->len, &composed);
+    if (n < 0) return -1;
+    int rc = 0;
+    if ((size_t)n != e->len || memcmp(composed, t->pool.p + e->start, e->len) != 0)
+        rc = put_text(t, id, composed, (size_t)n);
+    free(composed);
+    return rc;
+}
+
+/* Normalises the tokens that are found in the normalised text and lists them by their new lengths.
+ * 0, or -1 with a message. */
+static int normalise_late(sz_tokenizer *t)
+{
+    added_list sorted = { 0 };
+    for (int i = 0; i < t->late.count; i++) {
+        int32_t id = t->late.ids[i];
+        if (normalise_token(t, id) != 0 || list_added(t, &sorted, id) != 0) {
+            free(sorted.ids);
+            return -1;
+        }
+    }
+    free(t->late.ids);
+    t->late = sorted;
+    return 0;
+}
+
 int sz_tokenizer_finish(sz_tokenizer *t, int nfc)
 {
+    if (nfc && normalise_late(t) != 0) return -1;
     t->nfc = nfc;
     t->finished = 1;
 
@@ -339,10 +402,7 @@ static int encode_normalised(sz_tokenizer *t, const char *text, size_t len)
 /* Encodes valid UTF-8 without the tokens of the raw text: normalises it if that may change it. */
 static int encode_plain(sz_tokenizer *t, const char *text, size_t len)
 {
-    /* Code points under U+0300, whose UTF-8 starts with a byte under 0xCC, are always in NFC. */
-    bool stable = true;
-    for (size_t i = 0; i < len && stable; i++) stable = (uint8_t)text[i] < 0xcc;
-    if (!t->nfc || stable) return encode_normalised(t, text, len);
+    if (!t->nfc || surely_normalised(text, len)) return encode_normalised(t, text, len);
 
     char *composed;
     int64_t n = sz_nfc(text, len, &composed);

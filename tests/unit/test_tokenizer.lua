@@ -199,6 +199,47 @@ check.case("U+11A7 composes with nothing", function()
   composes({ 0xac00, 0x11c3 }, { 0xac00, 0x11c3 }, "the character after it")
 end)
 
+-- NFC makes a token shorter or longer. tokenizers 0.23.3 gives the same ids and texts, with two
+-- exceptions: it writes U+FFFD for the last letter of CAFE, whose letters all stand for bytes as
+-- well, and it does not skip LONG, which it looks up among the special tokens by its new text.
+check.case("added tokens that are found in the normalised text are normalised", function()
+  local CAFE = 264
+  local QA = 265
+  local LONG = 266
+  local RAW = 267
+  local acute = "\204\129"
+  local qa = text_of(0x0958)
+  local parts = text_of(0x0915, 0x093c)
+  local json = description()
+  json.added_tokens = {
+    { id = CAFE, content = "cafe" .. acute, special = false, normalized = true },
+    { id = QA, content = qa, special = false, normalized = true },
+    { id = LONG, content = parts .. "x", special = true, normalized = true },
+    { id = RAW, content = "xe" .. acute, special = false, normalized = false },
+  }
+  local t = sz.tokenizer(save(json))
+  local function finds(text, want, name) check.equal(t:encode(text), want, name) end
+  finds("acaf\195\169b", { 97, CAFE, 98 }, "the composed text")
+  finds("acafe" .. acute .. "b", { 97, CAFE, 98 }, "the text as the file has it")
+  finds("cafe", { 99, 97, 102, 101 }, "without the accent")
+  finds(qa .. "a" .. parts, { QA, 97, QA }, "a letter that NFC takes apart")
+  finds(qa .. "x", { LONG }, "the longest after NFC")
+  finds("xe" .. acute, { RAW }, "a token of the raw text")
+  finds("x\195\169", { 120, EACUTE }, "which is not normalised")
+  check.equal({ t:id("cafe" .. acute), t:id(qa), t:id(parts .. "x") }, { CAFE, QA, LONG }, "ids")
+  check.equal(t:decode { QA, LONG, RAW }, parts .. parts .. "x" .. "xe" .. acute, "decoded")
+  check.equal(t:decode { CAFE }, "caf\195\169", "decoded, composed")
+  check.equal(t:decode({ LONG, 97 }, { skip_special_tokens = true }), "a", "special: skipped")
+  t:free()
+
+  json.normalizer = nil
+  t = sz.tokenizer(save(json))
+  finds("caf\195\169", { 99, 97, 102, EACUTE }, "without a normaliser, the composed text")
+  finds("cafe" .. acute, { CAFE }, "without a normaliser, the text as the file has it")
+  check.equal(t:decode { CAFE, QA }, "cafe" .. acute .. qa, "without a normaliser, decoded")
+  t:free()
+end)
+
 check.case("long words use a heap and give the same ids as short ones", function()
   for _, n in ipairs { 20, 23, 24, 25, 26, 31, 500 } do
     local text = ("ab"):rep(n)
@@ -420,6 +461,9 @@ check.case("settings that are not handled", function()
   bad("another splitter", "'Digits' is not handled",
     function(j) j.pre_tokenizer.pretokenizers[1].type = "Digits" end)
   bad("no ByteLevel", "not ByteLevel", function(j) table.remove(j.pre_tokenizer.pretokenizers) end)
+  bad("a token that is not UTF-8", "added token 265 is not UTF%-8", function(j)
+    j.added_tokens[2] = { id = BEGIN, content = "a\255", special = false, normalized = true }
+  end)
   bad("lstrip", "lstrip", function(j) j.added_tokens[1].lstrip = true end)
   bad("byte_fallback", "byte_fallback", function(j) j.model.byte_fallback = true end)
 end)
