@@ -134,7 +134,7 @@ end)
 
 check.case("what does not fit, and what cannot be split", function()
   local text, status = plan("7b", { "--ranks=4", T .. 4, "device_gib=24" })
-  check.equal(status, 0, text)
+  check.equal(status, 1, text)
   expect(text, "4 ranks: 1 replica of 4 shards")
   expect(text, "the run does not fit: [%d.]+ GiB of 24.00 GiB\nit fits with ")
 
