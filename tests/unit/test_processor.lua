@@ -245,6 +245,33 @@ check.case("settings", function()
   check.equal(processor.new("tests/golden").max_pixels, 12845056, "a folder without settings")
 end)
 
+-- transformers' two processors give the same: a switch is on if the config lacks it, and off if it
+-- is null.
+check.case("a switch is on if absent, off if null or false", function()
+  local img = sz.image.new(56, 84)
+  local pixels = img:pixels()
+  for i = 0, 56 * 84 * 3 - 1 do pixels[i] = 51 end
+  local function first(settings)
+    return tensor.data(processor.new(settings):process(ask(img), toy, IDS).pixel_values)[0]
+  end
+  local mean = 0.48145466
+  local std = 0.26862954
+  -- Each is one rounding to f32 away.
+  check.near(first {}, (0.2 - mean) / std, 1e-6, "absent")
+  for _, off in ipairs { false, cjson.null } do
+    local name = tostring(off)
+    check.near(first { do_rescale = off }, (51 - mean) / std, 1e-4, "do_rescale " .. name)
+    check.near(first { do_normalize = off }, 0.2, 1e-6, "do_normalize " .. name)
+    local fixed = processor.new { do_resize = off, max_pixels = 4000 }
+    check.equal(fixed:plan(56, 84).resized_height, 84, "do_resize " .. name)
+    check.raises(function() fixed:plan(50, 84) end, "do_resize is off", "a size that does not fit")
+  end
+  check.equal(processor.new({ max_pixels = 4000 }):plan(56, 84).resized_height, 56,
+    "do_resize absent")
+  check.raises(function() processor.new { do_resize = 0 } end, "do_resize is 0.*true, false or null",
+    "do_resize 0")
+end)
+
 -- ---- positions ----
 
 -- The ids and grids of a list of runs: a number is that many text tokens, { t, h, w } an image.

@@ -28,6 +28,8 @@
 -- An image of a message is a file name, a data URL or an image object (formats/image.lua). It is
 -- resized (Pillow's bicubic) only if its size is not already one that smart_resize gives. A
 -- message's item may have limits of its own, as for qwen_vl_utils, which take the place of these.
+-- do_resize, do_rescale and do_normalize are on where the config lacks them, and off where it has
+-- null or false, as in transformers.
 -- Settings that the config lacks: patch_size 14, temporal_patch_size 2, merge_size 2, CLIP's mean
 -- and std, rescale_factor 1/255, min_pixels 3136 and max_pixels 1003520, as in transformers' class.
 -- A folder without any config has 12845056, as in the released folders.
@@ -99,7 +101,8 @@ local function read_config(dir)
   return config, path
 end
 
--- A reader of one config: get(key) is nil for null, bad(key, value) raises.
+-- A reader of one config: get(key) is nil for null, bad(key, value) raises, is_on(key) reads a
+-- switch.
 local function reader(config, where)
   local function get(key)
     local v = config[key]
@@ -107,7 +110,14 @@ local function reader(config, where)
     return v
   end
   local function bad(key, value, expected) known_keys.bad(where, key, value, expected) end
-  return get, bad
+  local function is_on(key)
+    local v = config[key]
+    if v == nil then return true end
+    if v == cjson.null then return false end
+    if type(v) ~= "boolean" then bad(key, v, "true, false or null") end
+    return v
+  end
+  return get, bad, is_on
 end
 
 local SIZE_KEYS = { shortest_edge = true, longest_edge = true, min_pixels = true,
@@ -156,8 +166,8 @@ local function read_sizes(self, get, bad)
 end
 
 -- Mean and std of the channels as double[3]; 0 and 1 where do_normalize is off.
-local function read_normalisation(self, get, bad)
-  local normalise = get "do_normalize" ~= false
+local function read_normalisation(self, get, bad, is_on)
+  local normalise = is_on "do_normalize"
   for key, neutral in pairs { image_mean = 0, image_std = 1 } do
     local v = get(key) or DEFAULT[key]
     if type(v) == "number" then v = { v, v, v } end
@@ -179,20 +189,20 @@ M.new = guarded(function(source)
   elseif type(source) ~= "table" then
     error("a folder name or a table is expected, got " .. type(source), 0)
   end
-  local get, bad = reader(config, where)
+  local get, bad, is_on = reader(config, where)
   local self = setmetatable({}, mt)
   self.ready = setmetatable({}, { __mode = "k" })      -- image -> its finished future
   read_sizes(self, get, bad)
-  read_normalisation(self, get, bad)
+  read_normalisation(self, get, bad, is_on)
 
   local resample = get "resample" or DEFAULT.resample
   self.filter = FILTER[resample]
   if not self.filter then
     bad("resample", resample, "2 or 3 (bilinear, bicubic)")
   end
-  self.resize = get "do_resize" ~= false
+  self.resize = is_on "do_resize"
   self.scale = get "rescale_factor" or DEFAULT.rescale_factor
-  if get "do_rescale" == false then self.scale = 1 end
+  if not is_on "do_rescale" then self.scale = 1 end
   if type(self.scale) ~= "number" then bad("rescale_factor", self.scale, "a number") end
   return self
 end)
