@@ -12,6 +12,7 @@ local cjson = require "cjson"
 local check = require "tests.support.check"
 local golden = require "tests.support.sam2_golden"
 local sz = require "segzero"
+local core = require "segzero.core.ffi"
 local files = require "segzero.core.files"
 local sam2 = require "segzero.models.sam2"
 local tensor = require "segzero.core.tensor"
@@ -349,6 +350,35 @@ check.case("a folder of the video model holds the same weights", function()
     count = count + 1
   end
   check.ok(count > 200, "all weights are compared")
+  os.execute("rm -rf '" .. dir .. "'")
+end)
+
+-- transformers' Sam2Model would use each of two matrices for its own part.
+check.case("the second matrix of the position code is a copy", function()
+  local shared = "shared_image_embedding.positional_embedding"
+  local copy = "prompt_encoder.shared_embedding.positional_embedding"
+  local tensors = sz.safetensors.load_folder(golden.root .. "S5")
+  local matrix = tensors[shared]
+  local dir = new_folder()
+  files.write(dir .. "/config.json", files.read(golden.root .. "S5/config.json"))
+  local function opens(first, second)
+    tensors[shared] = first
+    tensors[copy] = second
+    sz.safetensors.save_folder(dir, tensors)
+    return sz.sam2(dir)
+  end
+  local same = opens(matrix, matrix:cast(core.C.SZ_F32)):parameters()[shared]
+  check.equal((same - matrix:cast(core.C.SZ_F32)):sum_squares():item(), 0, "an equal copy")
+  same = opens(nil, matrix):parameters()[shared]
+  check.equal((same - matrix:cast(core.C.SZ_F32)):sum_squares():item(), 0, "the copy alone")
+
+  local wrong = { other = matrix:affine(1, 1e-2), shape = sz.tensor.zeros { 2, 1 } }
+  for name, second in pairs(wrong) do
+    local ok, why = pcall(opens, matrix, second)
+    check.ok(not ok, name .. " is refused")
+    check.ok(tostring(why):find(copy .. " differ", 1, true), name .. ": " .. tostring(why))
+    check.ok(not tostring(why):find "\n", name .. ": one line")
+  end
   os.execute("rm -rf '" .. dir .. "'")
 end)
 

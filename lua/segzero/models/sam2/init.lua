@@ -71,9 +71,27 @@ local function is_video_weight(name)
   return false
 end
 
--- The frequencies of the position code are stored twice.
+-- The frequencies of the position code are stored twice: for the image and for the prompts.
 local SHARED = "shared_image_embedding.positional_embedding"
 local COPY = "prompt_encoder.shared_embedding.positional_embedding"
+
+local function is_same(a, b)
+  if a:numel() ~= b:numel() then return false end
+  return (a:cast(C.SZ_F32) - b:cast(C.SZ_F32)):sum_squares():item() == 0
+end
+
+-- One matrix serves both here, as in the original package and the released models.
+local function drop_copy(loaded, path)
+  local copy = loaded[COPY]
+  loaded[COPY] = nil
+  if not copy then return end
+  if not loaded[SHARED] then
+    loaded[SHARED] = copy
+  elseif not tensor.step(is_same, loaded[SHARED]:reshape(-1), copy:reshape(-1)) then
+    error(("%s: %s and %s differ, but SAM2 has one matrix for both: copy the right one over the "
+      .. "other"):format(path, SHARED, COPY), 0)
+  end
+end
 
 -- path: config.json's, for messages.
 local function new(json, dtype, device, path)
@@ -126,8 +144,7 @@ local function open(path, opts, device)
     error(("no SAM2 model in %s: it has no config.json and no .pt file"):format(path), 0)
   end
   sam.dir = path
-  loaded[SHARED] = loaded[SHARED] or loaded[COPY]
-  loaded[COPY] = nil
+  drop_copy(loaded, path)
   weights.set(sam, loaded, path, is_video_weight)
   return sam
 end
