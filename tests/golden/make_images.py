@@ -58,6 +58,87 @@ def orientation_exif(value):
     return exif.tobytes()
 
 
+def orientation_tiff(kind, count, value, order="<"):
+    """EXIF's TIFF block with a text before the orientation, whose type is `kind`. value: bytes."""
+    head = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(order + "I", 8)
+    end = 8 + 2 + 2 * 12 + 4
+    if len(value) > 4:
+        field = struct.pack(order + "I", end)
+        tail = value
+    else:
+        field = value.ljust(4, b"\0")
+        tail = b""
+    make = struct.pack(order + "HHI", 0x010F, 2, 3) + b"ab\0\0"
+    entry = struct.pack(order + "HHI", 0x0112, kind, count) + field
+    return head + struct.pack(order + "H", 2) + make + entry + bytes(4) + tail
+
+
+# (name, TIFF's type, count, value as struct's format, the numbers)
+ENTRIES = [
+    ("byte", 1, 1, "B", [6]), ("ascii", 2, 2, "2s", [b"6"]), ("short", 3, 1, "H", [6]),
+    ("short_two", 3, 2, "2H", [6, 3]), ("short_three", 3, 3, "3H", [8, 3, 1]),
+    ("short_none", 3, 0, "H", [6]), ("long", 4, 1, "I", [6]), ("long_two", 4, 2, "2I", [5, 1]),
+    ("rational", 5, 1, "2I", [12, 2]), ("rational_half", 5, 1, "2I", [13, 2]),
+    ("rational_zero", 5, 1, "2I", [6, 0]), ("sbyte", 6, 1, "b", [6]),
+    ("undefined", 7, 1, "B", [6]), ("sshort", 8, 1, "h", [6]), ("sshort_minus", 8, 1, "h", [-6]),
+    ("slong", 9, 1, "i", [7]), ("srational", 10, 1, "2i", [-16, -2]), ("float", 11, 1, "f", [6]),
+    ("float_part", 11, 1, "f", [6.5]), ("float_nan", 11, 1, "f", [float("nan")]),
+    ("double", 12, 1, "d", [8]), ("ifd", 13, 1, "I", [6]), ("unknown", 14, 1, "I", [6]),
+    ("long8", 16, 1, "Q", [6]), ("nine", 3, 1, "H", [9]),
+]
+
+
+def exif_segment(data):
+    body = b"Exif\0\0" + data
+    return b"\xff\xe1" + struct.pack(">H", len(body) + 2) + body
+
+
+def carrier_files():
+    """Orientations of unusual types, in several segments and in compressed XMP."""
+    jpeg = encode(Image.fromarray(scene(12, 7, 60)), "JPEG")
+    image = encode(Image.fromarray(scene(12, 7, 60)), "PNG")
+    kept = {"byte", "short_two", "short_three", "rational", "sshort", "float", "double"}
+    for name, kind, count, form, numbers in ENTRIES:
+        for order in "<>":
+            tiff = orientation_tiff(kind, count, struct.pack(order + form, *numbers), order)
+            tail = "" if order == "<" else "_big"
+            keep = name in kept and order == ("<" if kind % 2 else ">")
+            add("exif type", f"exif_{name}{tail}.jpg", jpeg[:2] + exif_segment(tiff) + jpeg[2:],
+                keep=keep)
+            add("exif type", f"exif_{name}{tail}.png", with_chunk(image, chunk(b"eXIf", tiff)))
+
+    # One block in several segments, the value in the last; a block of its own in the second does
+    # not count.
+    tiff = orientation_tiff(3, 3, struct.pack("<3H", 6, 1, 1))
+    for cuts in ((9,), (24, 30), (len(tiff) - 6,), (0,)):
+        parts = [tiff[i:j] for i, j in zip((0,) + cuts, cuts + (len(tiff),))]
+        add("exif split", f"exif_split_{cuts[-1]}.jpg",
+            jpeg[:2] + b"".join(exif_segment(p) for p in parts) + jpeg[2:], keep=cuts[-1] == 30)
+    none = b"II*\0\x08\0\0\0\0\0\0\0\0\0"
+    add("exif split", "exif_second.jpg",
+        jpeg[:2] + exif_segment(none) + exif_segment(tiff) + jpeg[2:], keep=True)
+
+    # XMP: packed, after a language, cut off, damaged, of two chunks.
+    text = b"<x tiff:Orientation=\"6\"/>"
+    packed = zlib.compress(text)
+    long = zlib.compress(b" " * 200000 + text)
+    name = b"XML:com.adobe.xmp\0"
+    for kind, bodies in (
+            ("packed", [b"\1\0\0\0" + packed]),
+            ("packed_long", [b"\1\0\0\0" + long]),
+            ("packed_cut", [b"\1\0\0\0" + packed[:-3]]),
+            ("packed_bad", [b"\1\0\0\0" + packed[:-1] + b"\0"]),
+            ("packed_method", [b"\1\1\0\0" + packed]),
+            ("language", [b"\0\0en\0words\0" + text]),
+            ("packed_language", [b"\1\0en\0words\0" + packed]),
+            ("packed_not", [b"\1\0\0\0" + text]),
+            ("no_language", [b"\0\0" + text]),
+            ("two", [b"\0\0\0\0" + text, b"\1\0\0\0" + zlib.compress(text.replace(b"6", b"3"))])):
+        extra = b"".join(chunk(b"iTXt", name + body) for body in bodies)
+        add("xmp packed", f"xmp_{kind}.png", with_chunk(image, extra),
+            keep=kind in ("packed", "packed_long", "packed_bad"))
+
+
 def jpeg_files():
     sizes = [(16, 16), (17, 13), (33, 7), (1, 1), (64, 47), (8, 31), (2, 3), (100, 75)]
     for i, (w, h) in enumerate(sizes):
@@ -461,7 +542,7 @@ def compare(program, folder):
 
 
 def main():
-    for make in (jpeg_files, png_files, webp_files, gif_files, bmp_files, pnm_files):
+    for make in (jpeg_files, carrier_files, png_files, webp_files, gif_files, bmp_files, pnm_files):
         make()
     if len(sys.argv) > 2 and sys.argv[1] == "--compare":
         folder = sys.argv[3] if len(sys.argv) > 3 else tempfile.mkdtemp()

@@ -44,7 +44,7 @@ function works.images(place)
   local folder = "tests/golden/images/"
   local names = { "420_17x13.jpg", "444_17x13_progressive.jpg", "exif_6.jpg", "cmyk_17x13.jpg",
     "rgba8_19x11_interlaced.png", "palette8_19x11_trns.png", "exif_6.png", "lossy_17x13_75.webp",
-    "animated.gif", "runs8_13x9.bmp", "p3_13x9_7.pnm" }
+    "animated.gif", "runs8_13x9.bmp", "p3_13x9_7.pnm", "exif_split_30.jpg", "xmp_packed.png" }
   return { run = function()
     for _, name in ipairs(names) do
       sz.image.load(folder .. name):free()

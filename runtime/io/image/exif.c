@@ -2,28 +2,95 @@
  * as Pillow's ImageOps.exif_transpose does.
  *
  * EXIF is a TIFF directory; tag 0x0112 holds 1 to 8. Without it an XMP text may have
- * tiff:Orientation. A damaged block counts as no orientation.
+ * tiff:Orientation. A damaged block counts as no orientation. As in Pillow, any type of number will
+ * do, and the first of several.
  * Leaves out: everything else in EXIF and XMP.
  */
 #define _GNU_SOURCE /* memmem */
 #include "image.h"
 #include <stdlib.h>
 
-enum { ORIENTATION = 0x0112, ENTRY_SIZE = 12, TYPE_BYTE = 1, TYPE_SHORT = 3, TYPE_LONG = 4 };
+enum { ORIENTATION = 0x0112, ENTRY_SIZE = 12, LARGEST_NUMBER = 8 };
 enum { PIECE = 4096, OVERLAP = 32 };
 
-typedef uint32_t (*get_number)(const uint8_t *p);
+/* TIFF's types of a value, and LONG8 of BigTIFF, which Pillow takes too. */
+enum {
+    TYPE_SHORT = 3,
+    TYPE_LONG = 4,
+    TYPE_RATIONAL = 5,
+    TYPE_SBYTE = 6,
+    TYPE_SSHORT = 8,
+    TYPE_SLONG = 9,
+    TYPE_SRATIONAL = 10,
+    TYPE_FLOAT = 11,
+    TYPE_DOUBLE = 12,
+    TYPE_IFD = 13,
+    TYPE_LONG8 = 16,
+    TYPES
+};
 
-/* The value of a directory entry with one whole number, or 0. */
-static uint32_t entry_value(const uint8_t *entry, get_number get16, get_number get32)
+/* Bytes of one value; 0: no such type. */
+static const uint8_t SIZE_OF_TYPE[TYPES] = { 0, 1, 1, 2, 4, 8, 1, 1, 2, 4, 8, 4, 8, 4, 0, 0, 8 };
+
+typedef struct {
+    uint32_t (*get16)(const uint8_t *p);
+    uint32_t (*get32)(const uint8_t *p);
+    bool little;
+} byte_order;
+
+static uint64_t get64(const byte_order *o, const uint8_t *p)
 {
-    if (get32(entry + 4) != 1) return 0;
-    switch (get16(entry + 2)) {
-    case TYPE_BYTE: return entry[8];
-    case TYPE_SHORT: return get16(entry + 8);
-    case TYPE_LONG: return get32(entry + 8);
+    const uint64_t first = o->get32(p);
+    const uint64_t second = o->get32(p + 4);
+    return o->little ? second << 32 | first : first << 32 | second;
+}
+
+/* A value as a number. Bytes and text are none for Pillow: 0. */
+static double number_of(const byte_order *o, uint32_t type, const uint8_t *p)
+{
+    const uint32_t bits = SIZE_OF_TYPE[type] >= 4 ? o->get32(p) : 0;
+    switch (type) {
+    case TYPE_SHORT: return o->get16(p);
+    case TYPE_SSHORT: return (int16_t)o->get16(p);
+    case TYPE_SBYTE: return (int8_t)p[0];
+    case TYPE_LONG:
+    case TYPE_IFD: return bits;
+    case TYPE_SLONG: return (int32_t)bits;
+    case TYPE_LONG8: return (double)get64(o, p);
+    case TYPE_RATIONAL: return (double)bits / o->get32(p + 4);
+    case TYPE_SRATIONAL: return (double)(int32_t)bits / (int32_t)o->get32(p + 4);
+    case TYPE_FLOAT: {
+        float value;
+        memcpy(&value, &bits, sizeof value);
+        return value;
+    }
+    case TYPE_DOUBLE: {
+        const uint64_t wide = get64(o, p);
+        double value;
+        memcpy(&value, &wide, sizeof value);
+        return value;
+    }
     default: return 0;
     }
+}
+
+/* The first value of an orientation's directory entry: 1 to 8, where 1 also stands for one that
+ * says nothing; 0 if the value is missing. The block is n bytes from `at` on. */
+static int entry_value(const sz_source *b, size_t at, size_t n, const byte_order *o,
+                       const uint8_t *entry)
+{
+    /* Up to 4 bytes are in the entry itself. */
+    const uint32_t type = o->get16(entry + 2);
+    const uint64_t bytes = (uint64_t)o->get32(entry + 4) * SIZE_OF_TYPE[type];
+    uint8_t p[LARGEST_NUMBER] = { 0 };
+    memcpy(p, entry + 8, 4);
+    if (bytes > 4) {
+        const size_t offset = o->get32(entry + 8);
+        if (offset > n || bytes > n - offset) return 0;
+        if (!sz_source_get(b, at + offset, p, SIZE_OF_TYPE[type])) return 0;
+    }
+    const double value = number_of(o, type, p);
+    return value >= 1 && value <= 8 && value == (int)value ? (int)value : 1;
 }
 
 int sz_exif_orientation(const sz_source *b, size_t at, size_t n)
@@ -37,19 +104,23 @@ int sz_exif_orientation(const sz_source *b, size_t at, size_t n)
     if (n < 8 || !sz_source_get(b, at, p, 8)) return 0;
     const bool little = memcmp(p, "II\x2a\0", 4) == 0;
     if (!little && memcmp(p, "MM\0\x2a", 4) != 0) return 0;
-    const get_number get16 = little ? sz_le16 : sz_be16;
-    const get_number get32 = little ? sz_le32 : sz_be32;
+    byte_order o = { sz_be16, sz_be32, little };
+    if (little) {
+        o.get16 = sz_le16;
+        o.get32 = sz_le32;
+    }
 
-    /* The first directory. */
-    size_t entry = get32(p + 4);
+    /* The first directory. An entry without a value or of an unknown type is none. */
+    size_t entry = o.get32(p + 4);
     if (entry > n - 2 || !sz_source_get(b, at + entry, p, 2)) return 0;
-    size_t count = get16(p);
+    size_t count = o.get16(p);
     entry += 2;
     for (; count > 0 && n - entry >= ENTRY_SIZE; count--, entry += ENTRY_SIZE) {
         if (!sz_source_get(b, at + entry, p, ENTRY_SIZE)) return 0;
-        if (get16(p) != ORIENTATION) continue;
-        const uint32_t value = entry_value(p, get16, get32);
-        return value >= 1 && value <= 8 ? (int)value : 1;
+        if (o.get16(p) != ORIENTATION || o.get32(p + 4) == 0) continue;
+        const uint32_t type = o.get16(p + 2);
+        if (type >= TYPES || SIZE_OF_TYPE[type] == 0) continue;
+        return entry_value(b, at, n, &o, p);
     }
     return 0;
 }

@@ -69,15 +69,48 @@ static bool is_frame(uint8_t marker)
     return marker >= SOF0 && marker <= SOF15 && marker != DHT && marker != JPG && marker != DAC;
 }
 
-/* Looks for an orientation in an APP1 segment of n bytes. */
-static void read_app1(const sz_source *b, size_t at, size_t n, int *exif, int *xmp)
+enum { MOST_PARTS = 16, EXIF_NAME = 6 };
+
+/* Where the segments with EXIF are. A block that is longer than a segment goes on in the next one.
+ * Those after the first 16 (1 MB) are not looked at. */
+typedef struct {
+    size_t at[MOST_PARTS];
+    size_t n[MOST_PARTS];
+    int count;
+} exif_parts;
+
+/* Notes an APP1 segment of n bytes with EXIF, or looks for the orientation in one with XMP. */
+static void read_app1(const sz_source *b, size_t at, size_t n, exif_parts *exif, int *xmp)
 {
     static const char XMP[] = "http://ns.adobe.com/xap/1.0/";
     uint8_t p[sizeof XMP];
     const size_t got = sz_source_read(b, at, p, n < sizeof p ? n : sizeof p);
-    if (got >= 6 && memcmp(p, "Exif\0\0", 6) == 0 && *exif == 0)
-        *exif = sz_exif_orientation(b, at, n);
+    const bool is_exif = got >= EXIF_NAME && memcmp(p, "Exif\0\0", EXIF_NAME) == 0;
+    if (is_exif && exif->count < MOST_PARTS) {
+        exif->at[exif->count] = at + EXIF_NAME;
+        exif->n[exif->count++] = n - EXIF_NAME;
+    }
     if (got == sizeof p && memcmp(p, XMP, sizeof p) == 0) *xmp = sz_xmp_orientation(b, at, n);
+}
+
+/* The orientation in all parts together, 0 if there is none, or -1 with a message. */
+static int exif_orientation(const sz_source *b, const exif_parts *parts)
+{
+    if (parts->count == 0) return 0;
+    if (parts->count == 1) return sz_exif_orientation(b, parts->at[0], parts->n[0]);
+
+    /* Join them. */
+    size_t total = 0;
+    for (int i = 0; i < parts->count; i++) total += parts->n[i];
+    uint8_t *bytes = malloc(total + 1);
+    if (!bytes) return sz_fail("%s: out of memory", b->path);
+    size_t size = 0;
+    for (int i = 0; i < parts->count; i++)
+        size += sz_source_read(b, parts->at[i], bytes + size, parts->n[i]);
+    const sz_source joined = { .path = b->path, .memory = bytes, .size = size };
+    const int orientation = sz_exif_orientation(&joined, 0, size);
+    free(bytes);
+    return orientation;
 }
 
 /* The size in a frame header of n bytes. */
@@ -97,7 +130,7 @@ static int read_frame(const sz_source *b, size_t at, size_t n, uint8_t marker, s
 
 static int size(const sz_source *b, sz_size *out)
 {
-    int exif = 0;
+    exif_parts parts = { .count = 0 };
     int xmp = 0;
     size_t at = 2;
     uint8_t marker = 0;
@@ -112,7 +145,7 @@ static int size(const sz_source *b, sz_size *out)
         if (!sz_source_get(b, at, length, 2)) return sz_image_cut_off(b);
         const size_t n = sz_be16(length);
         if (n < 2) return sz_image_fail(b, "a segment's length is damaged");
-        if (marker == APP1) read_app1(b, at + 2, n - 2, &exif, &xmp);
+        if (marker == APP1) read_app1(b, at + 2, n - 2, &parts, &xmp);
         if (is_frame(marker) && !found) {
             if (read_frame(b, at + 2, n - 2, marker, out) != 0) return -1;
             found = true;
@@ -121,6 +154,8 @@ static int size(const sz_source *b, sz_size *out)
     }
     if (at == 0) return sz_image_cut_off(b);
     if (!found) return sz_image_fail(b, "it has no frame header");
+    const int exif = exif_orientation(b, &parts);
+    if (exif < 0) return -1;
     out->orientation = sz_orientation(exif, xmp);
     return 0;
 }
