@@ -425,6 +425,7 @@ typedef struct {
     int logical;          /* field id in LogicalType, 0: none */
     int leaf;             /* index for sz_parquet_read, -1 for a group */
     int max_def, max_rep; /* of the levels below */
+    int scale;            /* of a decimal: its digits after the point */
 } sz_parquet_node;
 /* Values of one leaf column: an entry of def and rep for each level, a value where def is the
  * column's max_def. */

@@ -4,7 +4,7 @@ Usage: python make_parquet.py [FOLDER (default: parquet next to this file)] [ROW
 
 FOLDER/NAME.parquet    small files
 FOLDER/NAME.jsonl      their rows, as table_rows.py has them
-Written with pyarrow 25.0.0, image_lists* with 26.0.1. Values come from a fixed seed. With more rows and a folder elsewhere the same script makes a
+Written with pyarrow 25.0.0, image_lists* and half with 26.0.1. Values come from a fixed seed. With more rows and a folder elsewhere the same script makes a
 larger set, which tests/unit/test_parquet.lua reads with folder=FOLDER.
 """
 import math
@@ -12,6 +12,7 @@ import os
 import random
 import sys
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -98,3 +99,14 @@ write("image_lists_index", lists, compression="ZSTD", write_page_index=True, **p
 write("image_lists_v2", lists, compression="BROTLI", data_page_version="2.0", use_dictionary=False, **pages)
 write("image_lists_chunks", lists, compression="LZ4", use_content_defined_chunking={
     "min_chunk_size": 100, "max_chunk_size": 300, "norm_level": 0})
+
+# Halves, which other columns of 2 bytes are not.
+def halves(i):
+    return None if i % 5 == 4 else np.float16((0.1, -2.25, 6e-8, math.inf, 0, math.nan, -0.0)[i % 7])
+
+
+write("half", pa.table({
+    "h": pa.array([halves(i) for i in range(ROWS)], pa.float16()),
+    "lh": pa.array([[halves(i), halves(i + 1)][:i % 3] for i in range(ROWS)],
+                   pa.list_(pa.float16())),
+    "two": pa.array([some_bytes(2) for _ in range(ROWS)], pa.binary(2))}), compression="NONE")

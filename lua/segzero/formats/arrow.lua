@@ -358,10 +358,21 @@ end
 local function kind_of(field)
   if field.type == "dictionary" then return kind_of(field.values) end
   local kind = { form = FORMS[field.type] or field.type }
+  if field.type == "float" then kind.is_float = true end
+  kind.scale = field.scale
   if kind.form == "list" then kind.element = kind_of(field.children[1]) end
+  if kind.form == "map" then
+    local entry = field.children[1].children
+    kind.key = kind_of(entry[1])
+    kind.value = kind_of(entry[2])
+  end
   if kind.form == "struct" then
     kind.fields = {}
-    for _, child in ipairs(field.children) do kind.fields[child.name] = kind_of(child) end
+    kind.order = {}
+    for i, child in ipairs(field.children) do
+      kind.fields[child.name] = kind_of(child)
+      kind.order[i] = child.name
+    end
   end
   return kind
 end

@@ -6,7 +6,10 @@
 --   f:row(i)                    {column -> value}, i from 1
 --   f:value(i, name)            one column of a row
 --   f:kind(name)                {form = "bool" | "number" | "bytes" | "list" | "struct" | "map",
---                               element = of a list, fields = {name -> kind} of a struct}, or nil
+--                               is_float = true of a number that is no integer, scale = of a
+--                               decimal, is_big_endian = of its bytes, element = of a list,
+--                               fields = {name -> kind} and order = {name, ...} of a struct, key
+--                               and value = of a map}, or nil
 --   f:bytes(i, {name, ...}, use, most)      use(pointer, count, elements) of the bytes of a column,
 --                               of a struct's field or of a list's first element, with its length;
 --                               they are freed after it. Returns what it returns; nil without
@@ -45,6 +48,8 @@ local INT32 = 1
 local INT64 = 2
 local FLOAT = 4
 local DOUBLE = 5
+local FIXED = 7
+local DECIMAL = 5                -- both its converted and its logical type
 local REPEATED = 2
 local CONVERTED_MAP = 1
 local CONVERTED_LIST = 3
@@ -52,6 +57,7 @@ local UINT_32 = 13
 local UINT_64 = 14
 local LOGICAL_MAP = 2
 local LOGICAL_LIST = 3
+local LOGICAL_FLOAT16 = 15
 
 local MAX_EXACT = 2 ^ 53
 
@@ -62,7 +68,7 @@ local function read_node(file, i)
   core.check(C.sz_parquet_node_at(file, i, raw))
   local node = {
     name = ffi.string(raw.name), type = raw.type, width = raw.width, repetition = raw.repetition,
-    converted = raw.converted, logical = raw.logical, leaf = raw.leaf,
+    converted = raw.converted, logical = raw.logical, scale = raw.scale, leaf = raw.leaf,
     max_def = raw.max_def, max_rep = raw.max_rep, children = {},
   }
   local next_index = i + 1
@@ -130,9 +136,18 @@ READ[DOUBLE] = function(s, i)
   return ffi.cast("double *", s.data)[i]
 end
 
+local function is_half(node)
+  return node.type == FIXED and node.width == 2 and node.logical == LOGICAL_FLOAT16
+end
+
 local function read_bytes(s, i, node)
   if s.offsets == nil then return ffi.string(s.data + i * node.width, node.width) end
   return ffi.string(s.data + s.offsets[i], s.offsets[i + 1] - s.offsets[i])
+end
+
+READ[FIXED] = function(s, i, node)
+  if is_half(node) then return handle.from_f16(ffi.cast("uint16_t *", s.data)[i]) end
+  return read_bytes(s, i, node)
 end
 
 -- ---- putting values together ----
@@ -282,8 +297,7 @@ function methods:row(i)
 end
 
 -- ---- what the columns are ----
-local FORMS = { [BOOLEAN] = "bool", [INT32] = "number", [INT64] = "number", [FLOAT] = "number",
-  [DOUBLE] = "number" }
+local FORMS = { [BOOLEAN] = "bool", [INT32] = "number", [INT64] = "number" }
 
 -- The element of a list.
 local function element_of(list)
@@ -292,13 +306,46 @@ local function element_of(list)
   return child.children[1]
 end
 
-local function kind_of(node)
-  if node.leaf >= 0 then return { form = FORMS[node.type] or "bytes" } end
-  if is_list(node) then return { form = "list", element = kind_of(element_of(node)) } end
-  if is_map(node) then return { form = "map" } end
+local kind_of
+
+local function leaf_kind(node)
+  if node.type == FLOAT or node.type == DOUBLE or is_half(node) then
+    return { form = "number", is_float = true }
+  end
+  local kind = { form = FORMS[node.type] or "bytes" }
+  if node.converted == DECIMAL or node.logical == DECIMAL then
+    kind.scale = node.scale
+    kind.is_big_endian = true
+  end
+  return kind
+end
+
+-- The kind of one value of a node, which may be repeated.
+local function value_kind(node)
+  if node.leaf >= 0 then return leaf_kind(node) end
   local fields = {}
-  for _, child in ipairs(node.children) do fields[child.name] = kind_of(child) end
-  return { form = "struct", fields = fields }
+  local order = {}
+  for i, child in ipairs(node.children) do
+    fields[child.name] = kind_of(child)
+    order[i] = child.name
+  end
+  return { form = "struct", fields = fields, order = order }
+end
+
+local function list_kind(list)
+  local child = list.children[1]
+  if is_element(list, child) then return { form = "list", element = value_kind(child) } end
+  return { form = "list", element = kind_of(child.children[1]) }
+end
+
+function kind_of(node)
+  if node.repetition == REPEATED then return { form = "list", element = value_kind(node) } end
+  if is_list(node) then return list_kind(node) end
+  if is_map(node) then
+    local entry = node.children[1].children
+    return { form = "map", key = kind_of(entry[1]), value = kind_of(entry[2]) }
+  end
+  return value_kind(node)
 end
 
 function methods:kind(name)

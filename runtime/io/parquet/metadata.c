@@ -29,17 +29,28 @@ static char *text_of(thrift *t)
 
 /* ---- the schema ---- */
 
-/* A union: the id of the field that is set. */
-static int union_id(thrift *t)
+enum { LOGICAL_DECIMAL = 5 };
+
+static void decimal_read(thrift *t, parquet_node *n)
 {
     int id = 0;
-    int chosen = 0;
     int type;
     while ((type = thrift_field(t, &id)) != THRIFT_STOP) {
-        chosen = id;
-        thrift_skip(t, type);
+        if (id == 1 && type == THRIFT_I32) n->scale = (int)thrift_int(t);
+        else thrift_skip(t, type);
     }
-    return chosen;
+}
+
+/* A union: the id of the field that is set. A decimal has its scale in it. */
+static void logical_read(thrift *t, parquet_node *n)
+{
+    int id = 0;
+    int type;
+    while ((type = thrift_field(t, &id)) != THRIFT_STOP) {
+        n->logical = id;
+        if (id == LOGICAL_DECIMAL && type == THRIFT_STRUCT) decimal_read(t, n);
+        else thrift_skip(t, type);
+    }
 }
 
 static void node_read(thrift *t, parquet_node *n)
@@ -58,7 +69,8 @@ static void node_read(thrift *t, parquet_node *n)
             break;
         case 5: n->children = (int)thrift_int(t); break;
         case 6: n->converted = (int)thrift_int(t); break;
-        case 10: n->logical = union_id(t); break;
+        case 7: n->scale = (int)thrift_int(t); break;
+        case 10: logical_read(t, n); break;
         default: thrift_skip(t, type);
         }
     }

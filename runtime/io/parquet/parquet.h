@@ -78,6 +78,7 @@ typedef struct {
     int type, width, repetition, children;
     int converted; /* ConvertedType, -1: none */
     int logical;   /* field id of LogicalType, 0: none */
+    int scale;     /* of a decimal: its digits after the point */
     int leaf;      /* index of the leaf column, -1 for a group */
     int max_def, max_rep;
 } parquet_node;

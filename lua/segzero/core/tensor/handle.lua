@@ -185,4 +185,14 @@ end
 
 function M.from_bf16(h) return M.from_bits(h * 65536) end
 
+-- The IEEE 754 half with these 16 bits.
+function M.from_f16(h)
+  local sign = bit.band(h, 0x8000) ~= 0 and -1 or 1
+  local exponent = bit.band(bit.rshift(h, 10), 31)
+  local fraction = bit.band(h, 1023)
+  if exponent == 31 then return fraction == 0 and sign * math.huge or NAN end
+  if exponent == 0 then return sign * fraction * 2 ^ -24 end
+  return sign * (1024 + fraction) * 2 ^ (exponent - 25)
+end
+
 return M

@@ -277,19 +277,10 @@ function M.resolve(array, i)
   fail("an index of the column '%s' is not in its dictionary", array.field.name)
 end
 
-local function half(h)
-  local sign = bit.band(h, 0x8000) ~= 0 and -1 or 1
-  local exponent = bit.band(bit.rshift(h, 10), 31)
-  local fraction = bit.band(h, 1023)
-  if exponent == 31 then return fraction == 0 and sign * math.huge or 0 / 0 end
-  if exponent == 0 then return sign * fraction * 2 ^ -24 end
-  return sign * (1024 + fraction) * 2 ^ (exponent - 25)
-end
-
 -- A NaN must not become a Lua number as it is (see from_bits in core/tensor/handle.lua).
 local function float(array, i)
   local width = array.field.width
-  if width == 2 then return half(ffi.cast("const uint16_t *", array.data)[i]) end
+  if width == 2 then return handle.from_f16(ffi.cast("const uint16_t *", array.data)[i]) end
   if width == 4 then return handle.from_bits(ffi.cast("const uint32_t *", array.data)[i]) end
   local words = ffi.cast("const uint32_t *", array.data) + 2 * i
   local is_special = bit.band(words[1], 0x7ff00000) == 0x7ff00000

@@ -7,7 +7,7 @@
 --
 -- field: {name =, type = "int", "float", "bool", "bytes", "view" (of bytes), "fixed", "list",
 -- "fixed_list", "struct", "map" or "null"; width = bytes of a value; signed = of an int; offsets =
--- bytes of an offset, 4 or 8; count = of a fixed list; children = {...}; dictionary = {id =, width
+-- bytes of an offset, 4 or 8; scale = of a decimal, which is "fixed"; count = of a fixed list; children = {...}; dictionary = {id =, width
 -- =, signed =} or nil}
 -- Leaves out: views of lists, unions, run ends, intervals: an error names the column.
 
@@ -108,6 +108,7 @@ end
 function SET.Decimal(f, b, t)
   f.type = "fixed"
   f.width = positive(b:i32(t, 2, 128), "the width of a decimal") / 8
+  f.scale = b:i32(t, 1, 0)
 end
 
 local function number(width)
