@@ -2,7 +2,8 @@
 --
 --   local roles = columns.roles(file, { prompt_key =, answer_key =, image_key = })
 --   columns.accepted(key, name) -> {name, ...}     what a setting's value stands for
---   columns.truth(value)            the answer in a value of its column
+--   columns.truth(value, kind)      the answer in a value of its column, and its kind; kind: the
+--                                   column's, or nil
 --   roles.problem, roles.solution, roles.mask, roles.ignore_mask, roles.id
 --                                   names; nil where there is none
 --   roles.is_chat                   whether the problem is a list of messages (data/chat.lua)
@@ -42,9 +43,11 @@ function M.accepted(key, name)
 end
 
 -- The ground truth in a value of the answer's column: veRL's reward_model holds it.
-function M.truth(value)
-  if type(value) == "table" and value.ground_truth ~= nil then return value.ground_truth end
-  return value
+function M.truth(value, kind)
+  local field = kind and kind.fields and kind.fields.ground_truth
+  local is_inside = type(value) == "table" and (field or value.ground_truth ~= nil)
+  if is_inside then return value.ground_truth, field end
+  return value, kind
 end
 
 -- A column by its key. Returns nil if none of the default's names exists.

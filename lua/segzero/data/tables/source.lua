@@ -12,7 +12,6 @@
 
 local chat = require "segzero.data.chat"
 local checksum = require "segzero.core.checksum"
-local cjson = require "cjson"
 local columns_of = require "segzero.data.tables.columns"
 local core = require "segzero.core.ffi"
 local data_url = require "segzero.models.qwen_vl.data_url"
@@ -22,6 +21,7 @@ local mask_of = require "segzero.formats.mask"
 local names = require "segzero.data.tables.names"
 local rows = require "segzero.data.rows"
 local tensor = require "segzero.core.tensor"
+local value_text = require "segzero.data.tables.value_text"
 
 local M = {}
 
@@ -86,20 +86,16 @@ end
 
 -- ---- values ----
 local function text_of(file, row, column)
-  local value = columns_of.truth(at(file, row, column, file.value, file, row, column))
-  local kind = type(value)
-  if kind == "string" then return value end
-  if kind == "number" then return ("%.17g"):format(value) end
-  if kind == "table" then return cjson.encode(value) end
-  error(("%s: the column '%s' is %s, expected a string"):format(where_of(file, row), column,
-    value == nil and "null" or kind), 0)
+  local whole = at(file, row, column, file.value, file, row, column)
+  local value, kind = columns_of.truth(whole, file:kind(column))
+  if value ~= nil then return at(file, row, column, value_text.of, value, kind) end
+  error(("%s: the column '%s' is null, expected a string"):format(where_of(file, row), column), 0)
 end
 
 local function id_of(file, row, column)
   local value = column and file:value(row, column)
-  if type(value) == "number" then return ("%.17g"):format(value) end
-  if value ~= nil then return tostring(value) end
-  return nil
+  if value == nil then return nil end
+  return at(file, row, column, value_text.of, value, file:kind(column))
 end
 
 -- ---- images ----
