@@ -425,6 +425,60 @@ check.case("what is wrong with JSON is one line", function()
   check.raises(function() sources.open(path) end, "empty.json has no rows", "no rows")
 end)
 
+-- ---- values that are no texts ----
+local VALUES = "tests/golden/values/"
+local texts = cjson.decode(files.read(VALUES .. "expected.json"))
+
+check.case("solutions that are no texts are what Python makes of them", function()
+  local count = 0
+  for _, file in ipairs { "rows.parquet", "rows.arrow" } do
+    for column, list in pairs(texts) do
+      local set = sources.open(VALUES .. file, { split = "train", answer_key = column })
+      for i, want in ipairs(list) do
+        if want == cjson.null then
+          check.raises(function() set:meta(i) end,
+            ("row %d: the column '%s' is null, expected a string"):format(i, column), "a null")
+        else
+          check.equal(set:meta(i).solution, want, ("%s, %s, row %d"):format(file, column, i))
+        end
+        count = count + 1
+      end
+    end
+  end
+  check.equal(count, 2 * 50, "values")
+end)
+
+check.case("solutions of JSON that are no strings", function()
+  local set = sources.open(VALUES .. "rows.jsonl")
+  check.equal(set:count(), 12, "rows")
+  for i = 1, set:count() do
+    local row = set:row(i)
+    check.equal(row.solution, row.want, "row " .. i)
+    row.image:free()
+  end
+end)
+
+check.case("whole numbers, floats, booleans and maps as text", function()
+  local value_text = require "segzero.data.tables.value_text"
+  check.equal(value_text.of(7, { form = "number" }), "7", "a whole number")
+  check.equal(value_text.of(7, { form = "number", is_float = true }), "7.0", "a float")
+  check.equal(value_text.of(true, { form = "bool" }), "True", "a boolean")
+  check.equal(value_text.of({ b = 1, a = 2 }, { form = "map", key = { form = "bytes" },
+    value = { form = "number" } }), '{"a": 2, "b": 1}', "a map")
+end)
+
+check.case("the shortest text reads back as the same number", function()
+  local value_text = require "segzero.data.tables.value_text"
+  for i = -1074, 1023 do
+    local n = math.ldexp(1, i)
+    check.ok(tonumber(value_text.shortest(n)) == n, "2^" .. i)
+    check.ok(tonumber(value_text.shortest(-n / 3)) == -n / 3, "a third of 2^" .. i)
+  end
+  -- Of two texts that are as near, the one with the even digit.
+  check.equal(value_text.shortest(593525162223638.25), "593525162223638.2", "a tie")
+  check.equal(value_text.shortest(9999999999999998), "9999999999999998.0", "16 digits")
+end)
+
 -- ---- damage ----
 -- Reads everything; returns the error or what the set notes of itself, or nil.
 local function fault_of(path)

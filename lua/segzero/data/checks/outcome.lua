@@ -25,7 +25,7 @@ local key_set = require "segzero.data.checks.key_set"
 
 local M = {}
 
-local VERSION = "segzero check 1, " .. ffi.string(core.C.sz_version())
+local VERSION = "segzero check 2, " .. ffi.string(core.C.sz_version())
 
 local methods = {}
 local mt = { __index = methods }

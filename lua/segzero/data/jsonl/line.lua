@@ -10,17 +10,19 @@
 --   json_line.id(text, columns) -> text | nil     the id as it is written: a number keeps its
 --                                                 digits, which no double holds
 --
--- problem must be a string or chat messages (data/chat.lua), solution a string, id a string or a
--- number, mask a mask of any form (formats/mask.lua), image a path, a data URL, {path =} or
--- {bytes = base64}, or a list with one of them. The columns that the keys name are also
--- columns.problem, .solution and .image.
+-- problem must be a string or chat messages (data/chat.lua), id a string or a number, mask a mask
+-- of any form (formats/mask.lua), image a path, a data URL, {path =} or {bytes = base64}, or a list
+-- with one of them. A solution is a string: a number as it is written, True or False, or the JSON
+-- of a list or object. The columns that the keys name are also columns.problem, .solution, .image.
 -- Leaves out: what needs more than the line itself (check.lua).
 
 local chat = require "segzero.data.chat"
 local columns_of = require "segzero.data.tables.columns"
 local cjson = require "cjson"
 local mask_of = require "segzero.formats.mask"
+local member_text = require "segzero.data.jsonl.member_text"
 local utf8 = require "segzero.formats.utf8"
+local value_text = require "segzero.data.tables.value_text"
 local visible = require "segzero.core.visible"
 
 local accepted = columns_of.accepted
@@ -54,49 +56,9 @@ local function decode(text, where)
 end
 
 -- ---- the id ----
-local function unescaped(text)
-  if not text:find("\\", 1, true) then return text end
-  local ok, list = pcall(cjson.decode, '["' .. text .. '"]')
-  if ok then return list[1] end
-  return text
-end
-
--- The end of the string that starts with the quote at i.
-local function end_of_string(text, i)
-  local at = i + 1
-  while true do
-    local stop, _, mark = text:find('(["\\])', at)
-    if not stop then return #text end
-    if mark == '"' then return stop end
-    at = stop + 2
-  end
-end
-
--- The text of the number under a key of the outermost object; the last one, as in decoding.
-local function number_text(text, key)
-  local depth = 0
-  local i = 1
-  local found
-  while true do
-    local at, _, mark = text:find('(["{}%[%]])', i)
-    if not at then return found end
-    i = at + 1
-    if mark == '"' then
-      local stop = end_of_string(text, at)
-      i = stop + 1
-      local number = depth == 1 and text:match("^%s*:%s*(%-?[%w.+-]+)", i)
-      if number and unescaped(text:sub(at + 1, stop - 1)) == key then found = number end
-    elseif mark == "{" or mark == "[" then
-      depth = depth + 1
-    else
-      depth = depth - 1
-    end
-  end
-end
-
 function M.id(text, columns)
   local id = columns.id
-  if type(id) == "number" then return number_text(text, "id") or tostring(id) end
+  if type(id) == "number" then return member_text.find(text, "id") or tostring(id) end
   return id
 end
 
@@ -140,17 +102,32 @@ local function read_messages(columns, where, keys)
   return found.system_prompt
 end
 
+-- The solution as text. name: of its column.
+local function solution_text(text, name, value)
+  local inner = truth(value)
+  if type(inner) == "string" then return inner end
+  if inner == nil or inner == cjson.null then return nil end
+  if type(inner) == "boolean" then return value_text.of(inner) end
+  local written = member_text.find(text, name)
+  if inner ~= value then written = member_text.find(written, "ground_truth") end
+  return member_text.json(written)
+end
+
 -- Sets columns.problem, .solution and .image to the columns that the keys name.
-local function rename(columns, keys)
+local function rename(columns, text, keys)
+  local names = {}
+  local renamed = {}
   for _, column in ipairs(REQUIRED) do
     local key = KEYS[column]
-    local found
     for _, name in ipairs(accepted(key, keys[key])) do
-      if found == nil then found = columns[name] end
+      if renamed[column] == nil then
+        renamed[column] = columns[name]
+        names[column] = name
+      end
     end
-    columns[column] = found
   end
-  columns.solution = truth(columns.solution)
+  for _, column in ipairs(REQUIRED) do columns[column] = renamed[column] end
+  columns.solution = solution_text(text, names.solution, renamed.solution)
 end
 
 local NO_KEYS = {}
@@ -195,7 +172,7 @@ end
 function M.columns(text, where, keys)
   keys = keys or NO_KEYS
   local columns = decode(text, where)
-  rename(columns, keys)
+  rename(columns, text, keys)
   local system_prompt
   if type(columns.problem) == "table" then
     system_prompt = read_messages(columns, where, keys)
