@@ -275,17 +275,29 @@ def png_files():
 
 
 def trns(kind, depth, samples, rng):
-    """A tRNS chunk whose colour is in the image; None if the kind has none.
-
-    Where Pillow differs from the PNG specification (fewer than 8 bits of grey above 0, 16 bits),
-    the cases leave it out or choose what both agree on."""
+    """A tRNS chunk whose colour is in the image; None if the kind has none."""
     if kind == 3:
         return chunk(b"tRNS", rng.integers(0, 256, 1 << depth, np.uint8).tobytes())
-    if kind == 0 and depth in (1, 8):
+    if kind == 0:
         return chunk(b"tRNS", struct.pack(">H", int(samples[0, 0, 0])))
-    if kind == 2 and depth == 8:
+    if kind == 2:
         return chunk(b"tRNS", struct.pack(">HHH", *(int(v) for v in samples[0, 0])))
     return None
+
+
+def key_files():
+    """Transparent colours of grey and RGB, which Pillow compares without scaling."""
+    for depth in (1, 2, 4, 8, 16):
+        last = (1 << depth) - 1
+        samples = np.arange(16).reshape(2, 8, 1) * max(1, min(last, 255) // 15) % (last + 1)
+        for key in (0, 1, 2, 4, 5, 15, 17, 34, 85, 170, 255, 256, 257, 290, 65535):
+            data = png_of(samples, depth, 0, chunk(b"tRNS", struct.pack(">H", key)))
+            add("png key", f"grey{depth}_key_{key}.png", data,
+                keep=(depth, key) in ((1, 2), (2, 2), (4, 4), (4, 17), (8, 290)))
+            if depth >= 8:
+                colours = np.repeat(samples, 3, 2)
+                data = png_of(colours, depth, 2, chunk(b"tRNS", struct.pack(">3H", *[key] * 3)))
+                add("png key", f"rgb{depth}_key_{key}.png", data, keep=(depth, key) == (16, 17))
 
 
 def with_chunk(data, extra):
@@ -542,7 +554,8 @@ def compare(program, folder):
 
 
 def main():
-    for make in (jpeg_files, carrier_files, png_files, webp_files, gif_files, bmp_files, pnm_files):
+    for make in (jpeg_files, carrier_files, png_files, key_files, webp_files, gif_files,
+                 bmp_files, pnm_files):
         make()
     if len(sys.argv) > 2 and sys.argv[1] == "--compare":
         folder = sys.argv[3] if len(sys.argv) > 3 else tempfile.mkdtemp()

@@ -164,6 +164,14 @@ check.case("a GIF's transparent colour is outside", function()
   check.ok(inside > 0 and inside < 17 * 13, inside .. " pixels are inside")
 end)
 
+-- Samples 0 to 15 in two rows; 4 is transparent. An image has 68 there, as in Pillow.
+check.case("a PNG's transparent colour is outside by the standard", function()
+  local rows = image.load_mask(GOLDEN .. "grey4_key_4.png"):totable()
+  check.equal(rows, { { 1, 1, 1, 1, 0, 1, 1, 1 }, { 1, 1, 1, 1, 1, 1, 1, 1 } }, "the mask")
+  local shown = image.load(GOLDEN .. "grey4_key_4.png"):pixels()
+  check.equal(shown[4 * 3], 68, "the image")
+end)
+
 check.case("a bad mask is one line", function()
   files.write(dir .. "/half", "P5 4 4 255\n\0\1")
   check.raises(function() image.load_mask(dir .. "/half") end, "half: cannot decode the image",

@@ -64,6 +64,7 @@ typedef struct {
     bool has_key;       /* pixels of the colour `key` are transparent (SZ_GREY, SZ_RGB) */
     bool index_is_flat; /* SZ_INDEX: alpha does not count for colours, as in GIF */
     uint16_t key[3];
+    uint8_t shown_key[3]; /* what Pillow takes `key` for: it compares the 8-bit colours with it */
     uint8_t palette[256][4]; /* SZ_INDEX: red, green, blue, alpha */
 } sz_layout;
 

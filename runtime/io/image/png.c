@@ -121,7 +121,8 @@ static void read_palette(decoder *d, sz_layout *l)
     for (int i = 0; i < with_alpha && i < 256; i++) l->palette[i][3] = alpha[i];
 }
 
-/* The colour that is transparent, in the samples' own range. */
+/* The colour that is transparent, in the samples' own range, and Pillow's idea of it: the low byte
+ * of what the file says, without scaling; white or black for one bit. */
 static void read_key(decoder *d, sz_layout *l, int depth)
 {
     png_color_16p key = NULL;
@@ -130,11 +131,14 @@ static void read_key(decoder *d, sz_layout *l, int depth)
     if (l->samples == SZ_GREY) {
         const int scale = depth < 8 ? 255 / ((1 << depth) - 1) : 1;
         l->key[0] = (uint16_t)(key->gray * scale);
+        l->shown_key[0] = (uint8_t)key->gray;
+        if (depth == 1 && key->gray) l->shown_key[0] = 255;
         return;
     }
     l->key[0] = key->red;
     l->key[1] = key->green;
     l->key[2] = key->blue;
+    for (int c = 0; c < 3; c++) l->shown_key[c] = (uint8_t)l->key[c];
 }
 
 static void describe(decoder *d, sz_layout *l)

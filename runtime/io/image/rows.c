@@ -2,8 +2,9 @@
  *
  * Colours are those of the processors of transformers 5: grey repeated, palettes looked up, 16-bit
  * colour reduced to its high byte, 16-bit grey clipped at 255, and what is transparent put on
- * white with the arithmetic of Pillow's alpha_composite. A GIF's transparent colour stays the
- * colour of the palette, as Pillow's convert("RGB") has it.
+ * white with the arithmetic of Pillow's alpha_composite. A PNG's transparent colour is compared
+ * with the 8-bit colours, as Pillow does it; the PNG standard compares the file's samples. A GIF's
+ * transparent colour stays the colour of the palette, as Pillow's convert("RGB") has it.
  * Leaves out: colour profiles.
  */
 #include "image.h"
@@ -39,13 +40,12 @@ static void put_on_white(uint8_t *out, uint8_t r, uint8_t g, uint8_t b, uint8_t 
     out[2] = on_white(b, alpha);
 }
 
-/* Pillow does not look at the transparent colour of 16-bit grey. */
 static void put_grey(const sz_layout *l, const uint8_t *p, uint8_t *out)
 {
     for (int x = 0; x < l->width; x++, out += 3, p += l->bytes) {
         unsigned value = l->bytes == 2 ? sz_be16(p) : *p;
         uint8_t grey = value > 255 ? 255 : (uint8_t)value;
-        if (l->has_key && l->bytes == 1 && value == l->key[0]) grey = 255;
+        if (l->has_key && grey == l->shown_key[0]) grey = 255;
         memset(out, grey, 3);
     }
 }
@@ -58,10 +58,8 @@ static void put_grey_alpha(const sz_layout *l, const uint8_t *p, uint8_t *out)
 
 static bool is_key(const sz_layout *l, const uint8_t *p)
 {
-    for (int c = 0; c < 3; c++) {
-        unsigned value = l->bytes == 2 ? sz_be16(p + 2 * c) : p[c];
-        if (value != l->key[c]) return false;
-    }
+    for (int c = 0; c < 3; c++)
+        if (p[c * l->bytes] != l->shown_key[c]) return false;
     return true;
 }
 
