@@ -109,6 +109,14 @@ check.case("a README says which files are of a configuration and a split", funct
     "no such split")
 end)
 
+check.case("an @ in the name of a folder", function()
+  local folder = folder_with("x@2", "", "train.parquet", "test.parquet")
+  check.equal(names.find(folder .. "/*.parquet@test", "train").files,
+    { folder .. "/test.parquet" }, "a pattern with a split")
+  check.equal(names.find(folder .. "/t*.parquet", "train").files, { folder .. "/train.parquet" },
+    "a pattern")
+end)
+
 check.case("other forms of data_files", function()
   local folder = folder_with("mapping", [[
 ---

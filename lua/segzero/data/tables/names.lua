@@ -32,8 +32,12 @@ local function is_pattern(path) return path:find "[*?]" ~= nil end
 -- "path@split" -> path, split; a path that exists keeps its @.
 local function divided(name)
   if not name:find("@", 1, true) or files.exists(name) then return name, nil end
-  local path, split = name:match "^(.+)@([^@/]+/?[^@/]*)$"
-  return path or name, split
+  local path, split = name:match "^(.+)@([^@/]+)$"
+  if path then return path, split end
+  -- An @ may also be in the name of a folder: x@2/*.parquet.
+  path, split = name:match "^(.+)@([^@/]+/[^@/]*)$"
+  if path and folders.kind(path) == "folder" then return path, split end
+  return name, nil
 end
 
 -- ---- files ----
