@@ -268,8 +268,8 @@ check.case("a reward that raises an error", function()
 end)
 
 check.case("rewards that are no numbers", function()
-  for value, wanted in pairs { ["nil"] = "nil", ["0/0"] = "nan", ["1/0"] = "inf", ["'3'"] = "the string '3'",
-    ["true"] = "true" } do
+  for value, wanted in pairs { ["nil"] = "nil", ["0/0"] = "nan", ["1/0"] = "inf",
+    ["'3'"] = "the string '3'", ["true"] = "true" } do
     local out = fails("for row train_1_000000_1, expected a finite number",
       reward("value", "return function() return " .. value .. " end"), nil, true)
     check.ok(out:find("the reward returned %-?" .. wanted), "it shows " .. wanted)

@@ -151,7 +151,8 @@ end)
 
 check.case("a list of inputs is told where to go", function()
   check.raises(function() local a = vl:generate({ input }, {}) return a end,
-    "generate: it takes one input, got a list; sz.rollout.generate%(vl, inputs, options%)", "a list")
+    "generate: it takes one input, got a list; sz.rollout.generate%(vl, inputs, options%)",
+    "a list")
 end)
 
 check.case("what is saved has options, too", function()

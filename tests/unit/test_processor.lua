@@ -268,7 +268,8 @@ check.case("a switch is on if absent, off if null or false", function()
   end
   check.equal(processor.new({ max_pixels = 4000 }):plan(56, 84).resized_height, 56,
     "do_resize absent")
-  check.raises(function() processor.new { do_resize = 0 } end, "do_resize is 0.*true, false or null",
+  check.raises(function() processor.new { do_resize = 0 } end,
+    "do_resize is 0.*true, false or null",
     "do_resize 0")
 end)
 

@@ -43,8 +43,8 @@ check.case("names as the hub writes them", function()
       validation = "data/validation-00000-of-00001.parquet" }, "shards")
   check.equal(grouped("data/hard_test_set-00000-of-00001.parquet"),
     { hard_test_set = "data/hard_test_set-00000-of-00001.parquet" }, "a split of any name")
-  check.equal(grouped("default/test/0000.parquet", "train/x/0.parquet", "part-00000-of-00001.arrow"),
-    { test = "default/test/0000.parquet", train = "part-00000-of-00001.arrow train/x/0.parquet" },
+  check.equal(grouped("default/test/0000.parquet", "train/x/0.parquet",
+    "part-00000-of-00001.arrow"), { test = "default/test/0000.parquet", train = "part-00000-of-00001.arrow train/x/0.parquet" },
     "folders")
 end)
 
@@ -105,8 +105,8 @@ check.case("a README says which files are of a configuration and a split", funct
   check.equal(found(folder, "test"), { test = "main/hidden.parquet" }, "a split")
   check.equal(found(folder, "other"), { train = "other/deep/test.parquet" }, "a configuration")
   check.equal(found(folder, "main/test"), { test = "main/hidden.parquet" }, "and its split")
-  check.raises(function() found(folder, "main/dev") end, "has no split 'dev'; there is: test, train",
-    "no such split")
+  check.raises(function() found(folder, "main/dev") end,
+    "has no split 'dev'; there is: test, train", "no such split")
 end)
 
 check.case("an @ in the name of a folder", function()
@@ -142,7 +142,20 @@ configs:
   check.equal(found(folder), { train = "rows/train-1.parquet" }, "a folder")
 end)
 
+check.case("data_dir is where the paths start", function()
+  local folder = folder_with("below", [[
+---
+configs:
+- config_name: default
+  data_dir: ./rows/
+  data_files: [ "train-*" ]
+---]], "rows/train-1.parquet", "train-1.parquet")
+  check.equal(found(folder), { train = "rows/train-1.parquet" }, "a pattern in a folder")
+end)
+
 check.case("what a README cannot say", function()
+  local partly = folder_with("partly", TWO:gsub("    path: main/train%-%*\n", ""), "a.parquet")
+  check.raises(function() found(partly) end, "the split 'train' has no path", "no path")
   local folder = folder_with("choice", TWO:gsub("  default: true\n", ""), "main/train-1.parquet",
     "other/a.parquet")
   check.raises(function() found(folder) end,

@@ -485,7 +485,7 @@ local function use_refshapes(cfg, given)
   console.say(("no data named: using RefShapes, generated images of %d pixels"):format(side))
 end
 
--- What is allowed and hardly meant. EasyR1 refuses such batches.
+-- Settings that are allowed and probably a mistake. EasyR1 refuses such batches.
 local function note_odd_values(cfg)
   local prompts_of_step = cfg.data.rollout_batch_size
   local prompts_of_update = cfg.worker.actor.global_batch_size

@@ -1,24 +1,20 @@
 -- live_line.lua - the last line of a terminal, which says how far the work is and is replaced.
 --
---   live_line.is_possible()      whether both outputs are a terminal
+--   live_line.is_possible()      whether standard error is a terminal
 --   live_line.show("step 12: 5/16 prompts answered")
 --   live_line.clear()            before anything else is printed; does nothing if there is none
 --
--- Leaves out: how often (log/progress.lua).
+-- It goes to standard error. Leaves out: how often (log/progress.lua, log/byte_progress.lua).
 
 local M = {}
 
 local shown = false
 local possible
 
-local function is_terminal(fd)
-  local ok, unistd = pcall(require, "posix.unistd")
-  return ok and unistd.isatty(fd) == 1
-end
-
 function M.is_possible()
   if possible == nil then
-    possible = is_terminal(1) and is_terminal(2) and os.getenv "TERM" ~= "dumb"
+    local ok, unistd = pcall(require, "posix.unistd")
+    possible = ok and unistd.isatty(2) == 1 and os.getenv "TERM" ~= "dumb"
   end
   return possible
 end

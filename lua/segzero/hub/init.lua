@@ -30,7 +30,7 @@ local M = {}
 -- select(names) -> { files =, path = | nil, split = | nil }, of all names of the repository.
 -- guess(names): the same of the names in a cache that has no list; nil if files may be missing.
 -- usable(names): the same, or nil if a file that is always needed is missing.
--- has_readme: those of data get the README's text as a second argument, nil if there is none.
+-- has_readme: select and guess take the text of the README as well, nil if there is none.
 local MODEL = {
   select = wanted.model,
   guess = function(present)
@@ -91,13 +91,6 @@ local function readme_of(cached, commit, kind)
   return (files.read(cached:snapshot(commit) .. "/README.md"))
 end
 
-local function has_name(list, name)
-  for _, one in ipairs(list) do
-    if one == name then return true end
-  end
-  return false
-end
-
 -- The path, if the cache has all files.
 local function from_cache(cached, commit, kind)
   local listing = cached:listing(commit)
@@ -122,9 +115,7 @@ local function download(repository, cached, kind)
     require("segzero.hub.download").get(session, repository, cached, listing, list)
   end
   -- It may say which files are wanted.
-  local has_readme = kind.has_readme and wanted.has_tables(listing.names)
-    and has_name(listing.names, "README.md")
-  if has_readme then get { "README.md" } end
+  if kind.has_readme and wanted.has_card(listing.names) then get { "README.md" } end
   local found = kind.select(listing.names, readme_of(cached, listing.commit, kind))
   local lack
   if #found.files == 0 then lack = "no files that segzero reads" end

@@ -14,7 +14,8 @@
 --   wanted.has_weights(names)  whether these are all files of a model's weights
 --   wanted.is_whole(names)     whether these look like all that a model needs
 --   wanted.are_tables_whole(names)      the same for Parquet and Arrow files
---   wanted.has_tables(names)            whether there are some, whose README may say more
+--   wanted.has_card(names)              whether there are some, with a README that may say which
+--                                       belong to a split
 --
 -- A model: config.json with its .safetensors, else adapter_config.json with theirs, else a .pt
 -- file. With it come JSON, .txt, .model and .jinja files of the repository's own folder.
@@ -259,7 +260,8 @@ function M.data(names, options, readme)
   return { files = splits[split], split = split, folder = folder }
 end
 
-function M.has_tables(names)
+function M.has_card(names)
+  if not set_of(names)["README.md"] then return false end
   for _, name in ipairs(names) do
     if is_table(name) then return true end
   end

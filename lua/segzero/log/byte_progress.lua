@@ -12,6 +12,7 @@
 
 local console = require "segzero.log.console"
 local core = require "segzero.core.ffi"
+local live_line = require "segzero.core.live_line"
 
 local M = {}
 
@@ -33,11 +34,6 @@ function M.size(bytes)
   return ("%.1f %s"):format(bytes / factor, name)
 end
 
-local function is_terminal()
-  local ok, unistd = pcall(require, "posix.unistd")
-  return ok and unistd.isatty(2) == 1
-end
-
 local function line(what, done, total, seconds)
   local rate = done / math.max(seconds, 1e-3)
   local factor, name = unit_of(total)
@@ -48,27 +44,15 @@ end
 function M.new(what)
   local started = core.C.sz_seconds()
   local last = started
-  local terminal = is_terminal()
-  local every = terminal and ON_TERMINAL or ELSEWHERE
-  local shown = false
-  local tick = {}
-  function tick.finish()
-    if not shown then return end
-    io.stderr:write "\r\27[K"
-    shown = false
-  end
+  local live = live_line.is_possible()
+  local every = live and ON_TERMINAL or ELSEWHERE
+  local tick = { finish = live_line.clear }
   return setmetatable(tick, { __call = function(_, done, total)
     local now = core.C.sz_seconds()
     if now - last < every or done >= total then return end
     last = now
     local text = line(what, done, total, now - started)
-    if not terminal then
-      io.stderr:write(text .. "\n")
-      return
-    end
-    io.stderr:write("\r" .. text .. "\27[K")
-    io.stderr:flush()
-    shown = true
+    if live then live_line.show(text) else io.stderr:write(text .. "\n") end
   end })
 end
 

@@ -118,8 +118,8 @@ end
 local function check_input(policy, input, name, level)
   level = level + 1
   if type(input) == "table" and type(input[1]) == "table" and input[1].input_ids then
-    error(name .. ": it takes one input, got a list; sz.rollout.generate(vl, inputs, options) takes "
-      .. "several", level)
+    error(name .. ": it takes one input, got a list; sz.rollout.generate(vl, inputs, options) "
+      .. "takes several", level)
   end
   if type(input) ~= "table" or not input.input_ids or not tensor.is_tensor(input.position_ids) then
     error(name .. ": what vl:process(messages) returned is expected, got " .. type(input), level)

@@ -17,9 +17,11 @@
 --       path: data/first-*          a pattern or a list; ** also stands for folders
 --   ---
 --
--- data_files may also be a mapping of splits, or a pattern alone; without it the files are those of
--- data_dir. Leaves out: what else the README says.
+-- data_files may also be a mapping of splits, or a pattern alone. Paths start in data_dir, if there
+-- is one; without data_files it holds the files.
+-- Leaves out: what else the README says.
 
+local notes = require "segzero.core.notes"
 local splits = require "segzero.data.tables.splits"
 local strict = require "segzero.core.strict"
 local visible = require "segzero.core.visible"
@@ -33,13 +35,25 @@ local function fail(shown, message, ...)
 end
 
 -- ---- the front matter ----
+-- What the YAML says; nil, with a note, if it cannot be read.
+local function parsed(front, shown)
+  local ok, library = strict.require "lyaml"
+  local why = "the Lua package lyaml is missing (apt-get install lua-yaml)"
+  if ok then
+    local read, found = pcall(library.load, front)
+    if read then return found end
+    why = "its front matter is no YAML"
+  end
+  notes.say(("%s: README.md: %s, so the file names decide the splits"):format(
+    visible.line(shown), why))
+  return nil
+end
+
 local function configs_of(text, shown)
   local front = text and #text <= LONGEST and text:match "^%-%-%-\r?\n(.-)\n%-%-%-"
   if not front or not front:find("configs:", 1, true) then return nil end
-  local ok, library = strict.require "lyaml"
-  if not ok then return nil end
-  local read, found = pcall(library.load, front)
-  if not read or type(found) ~= "table" or type(found.configs) ~= "table" then return nil end
+  local found = parsed(front, shown)
+  if type(found) ~= "table" or type(found.configs) ~= "table" then return nil end
   local list = {}
   for i, config in ipairs(found.configs) do
     local is_named = type(config) == "table" and type(config.config_name) == "string"
@@ -65,11 +79,11 @@ local function lua_pattern(glob)
   return "^" .. table.concat(out) .. "$"
 end
 
--- The files that a glob names.
-local function matching(list, glob, shown)
+-- The files that a glob below a folder names; folder: "" or "name/".
+local function matching(list, folder, glob, shown)
   if type(glob) ~= "string" then fail(shown, "a path of data_files is no text") end
   if glob:find "^%w+://" then fail(shown, "%s is not a file of this set", visible.line(glob)) end
-  glob = glob:gsub("^%./", "")
+  glob = folder .. glob:gsub("^%./", "")
   local patterns = { lua_pattern(glob), lua_pattern((glob:gsub("%*%*/", ""))) }
   local found = {}
   for _, name in ipairs(list) do
@@ -79,30 +93,41 @@ local function matching(list, glob, shown)
   return found
 end
 
--- path: a pattern or a list of them.
-local function add_files(groups, list, shown, split, path)
-  if type(split) ~= "string" then fail(shown, "a split of data_files is no text") end
-  groups[split] = groups[split] or {}
-  for _, glob in ipairs(type(path) == "table" and path or { path }) do
-    for _, found in ipairs(matching(list, glob, shown)) do table.insert(groups[split], found) end
-  end
+local function folder_of(config)
+  if type(config.data_dir) ~= "string" then return "" end
+  local folder = config.data_dir:gsub("^%./", ""):gsub("/+$", "")
+  if folder == "" or folder == "." then return "" end
+  return folder .. "/"
 end
 
 local function groups_of(list, config, shown)
   local stated = config.data_files
-  if stated == nil then
-    local folder = tostring(config.data_dir):gsub("/+$", "")
-    return splits.group(matching(list, folder .. "/**", shown), #folder + 1)
-  end
+  local folder = folder_of(config)
+  if stated == nil then return splits.group(matching(list, folder, "**", shown), #folder) end
+
+  -- path: a pattern or a list of them.
   local groups = {}
+  local function add_files(split, path)
+    if type(split) ~= "string" then fail(shown, "a split of data_files is no text") end
+    if path == nil then fail(shown, "the split '%s' has no path", visible.line(split)) end
+    groups[split] = groups[split] or {}
+    for _, glob in ipairs(type(path) == "table" and path or { path }) do
+      for _, name in ipairs(matching(list, folder, glob, shown)) do
+        table.insert(groups[split], name)
+      end
+    end
+  end
   if type(stated) ~= "table" then
-    add_files(groups, list, shown, "train", stated)
+    add_files("train", stated)
   elseif type(stated[1]) == "table" then
-    for _, one in ipairs(stated) do add_files(groups, list, shown, one.split, one.path) end
+    for _, one in ipairs(stated) do
+      if type(one) ~= "table" then fail(shown, "a split of data_files has no path") end
+      add_files(one.split, one.path)
+    end
   elseif stated[1] ~= nil then
-    add_files(groups, list, shown, "train", stated)
+    add_files("train", stated)
   else
-    for split, path in pairs(stated) do add_files(groups, list, shown, split, path) end
+    for split, path in pairs(stated) do add_files(split, path) end
   end
   for split, found in pairs(groups) do
     if #found == 0 then groups[split] = nil end

@@ -7,9 +7,9 @@
 -- its folders, as the hub has them (data/train-00000-of-00002.parquet); a folder of save_to_disk
 -- (dataset_dict.json with one folder a split, or state.json with its files). name@split chooses a
 -- split. Without it: for the purpose "train" the split train, for "heldout" validation, val or
--- test, for "test" test first, and always the only split there is. The README of a folder says which
--- files are of a split, if it has configurations (card.lua: name@configuration/split chooses one);
--- else their names do (splits.lua).
+-- test, for "test" test first, and always the only split there is. If a folder's README declares
+-- configurations, they say which files are of a split (card.lua), and name@configuration/split
+-- chooses one. Otherwise the names of the files do (splits.lua).
 -- Leaves out: reading the files (source.lua), names on the hub.
 
 local card = require "segzero.data.tables.card"
@@ -99,7 +99,7 @@ local function in_folder(folder)
   return #collect(folder, DEPTH, {}) > 0
 end
 
--- Files that a pattern or their own name names: the folder that holds one may say its split.
+-- One file, or those of a pattern. The name of the folder they are in may also say the split.
 local function of_files(list, wanted, purpose, path)
   local fixed = path:match "^([^*?]*/)" or ""
   local above = fixed:match "^(.*/)[^/]*/$" or ""

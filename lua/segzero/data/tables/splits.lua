@@ -5,10 +5,10 @@
 --   splits.choose(groups, wanted, purpose, shown) -> a name of groups
 --   splits.is_split(name)
 --
--- As for the datasets package, a split's name may stand anywhere in a name, between - . _ spaces and
--- digits, as in refcoco-train-small.parquet; in capitals, too, which it does not know. A whole name comes first
--- (train.parquet, train-00000-of-00002.parquet), then the names of folders, then words in the
--- file's. A file that says nothing is of the split train.
+-- As in the datasets package, a split's name may be a word anywhere in a file's name, between - . _
+-- spaces and digits: refcoco-train-small.parquet. Unlike there, capitals do not matter. A whole name
+-- counts first (train.parquet, train-00000-of-00002.parquet), then the names of folders, then a
+-- word in the file's own. A file whose path says nothing belongs to train.
 -- Leaves out: which files there are (names.lua), what a README says (card.lua).
 
 local M = {}
@@ -50,9 +50,10 @@ local function word_of_folders(path)
   return nil
 end
 
--- Such as those of tables of a converted set that has one split: data-00000-of-00002.
+-- Names of shards that say nothing: data-00000-of-00002.
 local NO_SPLIT = { data = true, part = true }
 
+-- The split, or nil if the path says none.
 local function split_of(path)
   local stem = path:match("([^/]*)$"):gsub("%.%w+$", "")
   local front = stem:match "^(.-)%-%d+%-of%-%d+"
@@ -62,9 +63,10 @@ local function split_of(path)
   if front and last then return last end
 
   -- A shard of data/NAME-00000-of-00002 is of the split NAME, whatever that is.
-  local named = front and not NO_SPLIT[base] and base
+  local named
+  if front and not NO_SPLIT[base] then named = base end
   if named and path:find "^data/[^/]*$" then return named end
-  return word_of_folders(path) or word_of(base) or named or nil
+  return word_of_folders(path) or word_of(base) or named
 end
 
 function M.is_split(name) return known(name) ~= nil end

@@ -7,8 +7,8 @@
 --
 -- field: {name =, type = "int", "float", "bool", "bytes", "view" (of bytes), "fixed", "list",
 -- "fixed_list", "struct", "map" or "null"; width = bytes of a value; signed = of an int; offsets =
--- bytes of an offset, 4 or 8; scale = of a decimal, which is "fixed"; count = of a fixed list; children = {...}; dictionary = {id =, width
--- =, signed =} or nil}
+-- bytes of an offset, 4 or 8; scale = of a decimal, which is "fixed"; count = of a fixed list;
+-- children = {...}; dictionary = {id =, width =, signed =} or nil}
 -- Leaves out: views of lists, unions, run ends, intervals: an error names the column.
 
 local M = {}
