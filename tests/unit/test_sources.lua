@@ -458,6 +458,18 @@ check.case("solutions of JSON that are no strings", function()
   end
 end)
 
+check.case("NaN and infinities as solutions are kept as they are written", function()
+  local json_line = require "segzero.data.jsonl.line"
+  local function read(value)
+    local line = ('{"problem": "q", "image": "a.png", "solution": %s}'):format(value)
+    return json_line.columns(line, "x:1").solution
+  end
+  for _, written in ipairs { "NaN", "-Infinity", "1e999" } do
+    check.equal(read(written), written, written)
+    check.equal(read(('{"ground_truth": %s}'):format(written)), written, "inside: " .. written)
+  end
+end)
+
 check.case("whole numbers, floats, booleans and maps as text", function()
   local value_text = require "segzero.data.tables.value_text"
   check.equal(value_text.of(7, { form = "number" }), "7", "a whole number")

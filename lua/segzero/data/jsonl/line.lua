@@ -109,7 +109,8 @@ local function solution_text(text, name, value)
   if inner == nil or inner == cjson.null then return nil end
   if type(inner) == "boolean" then return value_text.of(inner) end
   local written = member_text.find(text, name)
-  if inner ~= value then written = member_text.find(written, "ground_truth") end
+  local is_inside = type(value) == "table" and value.ground_truth ~= nil
+  if is_inside then written = member_text.find(written, "ground_truth") end
   return member_text.json(written)
 end
 
