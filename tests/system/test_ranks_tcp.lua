@@ -162,8 +162,9 @@ while [[ $1 == --* ]]; do shift; done
 for rank in 0 1; do
   SLURM_PROCID=$rank SLURM_LOCALID=$rank SLURM_STEP_NUM_TASKS=2 SLURM_STEP_NODELIST=localhost \
     SLURM_STEP_TASKS_PER_NODE=2 SLURM_NODEID=0 SLURM_STEP_ID=$$ SEGZERO_JOIN_SECONDS=20 "$@" &
+  tasks[rank]=$!
 done
-wait -n && wait -n]==]
+wait "${tasks[0]}" && wait "${tasks[1]}"]==]
 
 check.case("the Slurm example trains, and goes on when it is submitted again", function()
   files.make_dir(place .. "/bin")
