@@ -471,8 +471,15 @@ MAN_PAGE   := $(DESTDIR)$(PREFIX)/share/man/man1/segzero.1
 BASH_WORDS := $(DESTDIR)$(PREFIX)/share/bash-completion/completions/segzero
 ZSH_WORDS  := $(DESTDIR)$(PREFIX)/share/zsh/site-functions/_segzero
 
+# The folders that install makes are listed in share/segzero/folders, so that uninstall removes no
+# others.
+INSTALL_FOLDERS := $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/lib/segzero $(SHARE) \
+                   $(dir $(MAN_PAGE)) $(dir $(BASH_WORDS)) $(dir $(ZSH_WORDS))
+
 install: all
-	@mkdir -p $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/lib/segzero $(SHARE)
+	@made=$$(for d in $(INSTALL_FOLDERS:/=); do \
+	    until [ -d "$$d" ]; do echo "$${d#$(DESTDIR)}"; d=$$(dirname "$$d"); done; done | sort -u); \
+	  mkdir -p $(INSTALL_FOLDERS) && echo "$$made" >>$(SHARE)/folders
 	@install -m 755 $(HOST) $(DESTDIR)$(PREFIX)/bin/segzero
 	@install -m 755 $(LIB) $(DESTDIR)$(PREFIX)/lib/segzero/libsegzero.so
 	@if [ -f $(CUDA_LIB) ]; then \
@@ -481,15 +488,16 @@ install: all
 	  install -m 755 $(MPI_LIB) $(DESTDIR)$(PREFIX)/lib/segzero/libsegzero_mpi.so; fi
 	@for f in $$(find $(SHARED_FILES) -type f 2>/dev/null); do \
 	  mkdir -p "$(SHARE)/$${f%/*}" && install -m 644 "$$f" "$(SHARE)/$$f" || exit 1; done
-	@mkdir -p $(dir $(MAN_PAGE)) $(dir $(BASH_WORDS)) $(dir $(ZSH_WORDS))
 	@./$(HOST) lua/segzero/commands/man.lua >$(MAN_PAGE)
 	@./$(HOST) completion bash >$(BASH_WORDS)
 	@./$(HOST) completion zsh >$(ZSH_WORDS)
 	@echo "installed under $(DESTDIR)$(PREFIX): bin/segzero, lib/segzero, share/segzero"
 
 uninstall:
-	@rm -f $(DESTDIR)$(PREFIX)/bin/segzero $(MAN_PAGE) $(BASH_WORDS) $(ZSH_WORDS)
-	@rm -rf $(DESTDIR)$(PREFIX)/lib/segzero $(SHARE)
+	@made=$$(sort -ru $(SHARE)/folders 2>/dev/null); \
+	  rm -f $(DESTDIR)$(PREFIX)/bin/segzero $(MAN_PAGE) $(BASH_WORDS) $(ZSH_WORDS); \
+	  rm -rf $(DESTDIR)$(PREFIX)/lib/segzero $(SHARE); \
+	  for d in $$made; do rmdir "$(DESTDIR)$$d" 2>/dev/null || true; done
 	@echo "removed from $(DESTDIR)$(PREFIX): bin/segzero, lib/segzero, share/segzero"
 
 # A folder for a machine that has CUDA and nothing else: the program for any recent x86-64 CPU, and

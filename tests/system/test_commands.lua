@@ -1,5 +1,5 @@
 -- test_commands.lua - segzero's commands: --help of each, mistakes, completion in bash and zsh, the
--- man page.
+-- man page, make install.
 --
 --   ./segzero tests/system/test_commands.lua
 --
@@ -8,8 +8,10 @@
 local check = require "tests.support.check"
 local commands = require "segzero.commands"
 local completion = require "segzero.commands.completion"
+local files = require "segzero.core.files"
 local host = require "segzero.host"
 local man = require "segzero.commands.man"
+local mini = require "tests.support.miniature"
 local process = require "tests.support.process"
 local scripts = require "segzero.tools.scripts"
 
@@ -236,6 +238,32 @@ check.case("the man page", function()
     local request = line:match "^%.(%S+)"
     check.ok(not request or requests[request], "no line is an unknown request: " .. line)
   end
+end)
+
+-- ---- make install ----
+-- Builds nothing: -o all takes the program as it is.
+local function make(...)
+  local argv = { "make", "-C", host.root, "-s", "-o", "all", ... }
+  local output, status = process.run(argv, { timeout = 60, env = ENV })
+  if not check.equal(status, 0, "make " .. (...)) then print(output) end
+end
+
+check.case("uninstall removes the folders that install made, and no others", function()
+  local folder = mini.folder()
+  local kept = folder .. "/stage/opt/bin"
+  files.make_dir(kept)
+  for _, prefix in ipairs { "/opt", "/made/by/install" } do
+    local where = { "DESTDIR=" .. folder .. "/stage", "PREFIX=" .. prefix }
+    local installed = folder .. "/stage" .. prefix
+    make("install", unpack(where))
+    make("install", unpack(where))
+    check.ok(files.exists(installed .. "/share/man/man1/segzero.1"), prefix .. ": installed")
+    make("uninstall", unpack(where))
+    check.ok(not files.exists(installed .. "/share"), prefix .. ": share is gone")
+    check.ok(not files.exists(installed .. "/lib"), prefix .. ": lib is gone")
+  end
+  check.ok(not files.exists(folder .. "/stage/made"), "a new prefix is gone")
+  check.ok(files.exists(kept), "an empty folder that was there before stays")
 end)
 
 check.finish()
