@@ -17,7 +17,6 @@ local model = require "segzero.models.qwen_vl"
 local random_checkpoint = require "segzero.config.random_checkpoint"
 local random_shards = require "segzero.tools.random_shards"
 local released = require "segzero.models.released"
-local cjson = require "cjson"
 
 local C = sz.core.C
 
@@ -54,9 +53,10 @@ function M.execute(cfg)
   end
 
   files.make_dir(cfg.out)
-  files.write(cfg.out .. "/config.json", cjson.encode(json))
-  files.write(cfg.out .. "/generation_config.json", cjson.encode(released.generation(cfg.size)))
-  files.write(cfg.out .. "/preprocessor_config.json", cjson.encode(released.preprocessor()))
+  files.write(cfg.out .. "/config.json", files.indented_json(json))
+  local generation = released.generation(cfg.size)
+  files.write(cfg.out .. "/generation_config.json", files.indented_json(generation))
+  files.write(cfg.out .. "/preprocessor_config.json", files.indented_json(released.preprocessor()))
   if cfg.tokenizer then copy_tokenizer(cfg.tokenizer, cfg.out) end
 
   local function on_shard(name, tensors) print(("%s: %d tensors"):format(name, tensors)) end

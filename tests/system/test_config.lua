@@ -231,7 +231,7 @@ check.case("a run's config.json is a file of settings", function()
   local grpo = require "segzero.config.grpo"
   local cfg = grpo.schema:read { "worker.rollout.n=3", "data.train_files=refshapes" }
   local path = place .. "/config.json"
-  files.write(path, files.json(cfg))
+  files.write(path, files.indented_json(cfg))
   check.equal(grpo.schema:read { "config=" .. path }, cfg, "the same settings")
   for _, text in ipairs { "worker: { ref: { model: {} } }", "worker: { ref: null }" } do
     check.equal(grpo.schema:read { "config=" .. yaml("group.yaml", text) },
@@ -239,6 +239,27 @@ check.case("a run's config.json is a file of settings", function()
   end
   check.raises(function() grpo.schema:read { "config=" .. yaml("g.yaml", "worker: { ref: 3 }") }
   end, "worker.ref': it is a group", "a value for a group")
+end)
+
+check.case("a file that people read has a line for each key, sorted", function()
+  local value = { b = { y = "a/b", x = 0.1 }, a = { 1, "two" }, c = {}, d = { { e = true } } }
+  local text = [[
+{
+  "a": [1,"two"],
+  "b": {
+    "x": 0.1,
+    "y": "a/b"
+  },
+  "c": {},
+  "d": [
+    {
+      "e": true
+    }
+  ]
+}
+]]
+  check.equal(files.indented_json(value), text, "the text")
+  check.equal(files.decode_json("text", text), value, "read back")
 end)
 
 check.case("data.val_files=None means no held-out rows, with RefShapes, too", function()

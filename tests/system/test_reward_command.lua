@@ -139,8 +139,8 @@ check.case("what cannot be recomputed is said", function()
   local away = place .. "/away"
   mini.copy(run, away)
   local config = files.read(away .. "/config.json")
-  files.write(away .. "/config.json", (config:gsub('"train_files":"refshapes"',
-    '"train_files":"/nowhere/data"')))
+  files.write(away .. "/config.json", (config:gsub('"train_files": "refshapes"',
+    '"train_files": "/nowhere/data"')))
   local text, status = reward(scorer, "--replay", away)
   check.equal(status, 0, text)
   has(text, "note: the run's data set cannot be opened: ", "the data set")
@@ -151,12 +151,12 @@ check.case("what cannot be recomputed is said", function()
   text = reward(framed, "--replay", away)
   has(text, "note: the frame of the answers is not known", "the frame")
   check.ok(text:find "score: mean 0, std 0", "none is made up: " .. text)
-  files.write(away .. "/config.json", (files.read(away .. "/config.json"):gsub('"data":{',
+  files.write(away .. "/config.json", (files.read(away .. "/config.json"):gsub('"data": {',
     '"data":{"resize":"84x84",')))
   text = reward(framed, "--replay", away)
   check.ok(text:find "score: mean 1, std 0", "images of one size have one frame: " .. text)
   check.ok(not text:find("frame of the answers", 1, true), "no note")
-  files.write(away .. "/config.json", (config:gsub('"sam2_path":"[^"]*"',
+  files.write(away .. "/config.json", (config:gsub('"sam2_path": "[^"]*"',
     '"sam2_path":"/nowhere/sam2"')))
   text, status = reward(scorer, "--replay", away)
   check.equal(status, 0, text)

@@ -128,6 +128,35 @@ function M.json(value)
   return "{" .. table.concat(parts, ",") .. "}"
 end
 
+local function is_list_of_values(value)
+  for _, v in ipairs(value) do
+    if type(v) == "table" then return false end
+  end
+  return #value > 0
+end
+
+-- The same for a file that people read and compare, with a line for each key and an indent of 2. A
+-- list of plain values is one line.
+local function indented(value, indent)
+  local is_plain = type(value) ~= "table" or next(value) == nil
+  if is_plain or is_list_of_values(value) then return (M.json(value):gsub("\\/", "/")) end
+  local inner = indent .. "  "
+  local parts = {}
+  if #value > 0 then
+    for i, v in ipairs(value) do parts[i] = inner .. indented(v, inner) end
+    return "[\n" .. table.concat(parts, ",\n") .. "\n" .. indent .. "]"
+  end
+  local keys = {}
+  for k in pairs(value) do keys[#keys + 1] = k end
+  table.sort(keys)
+  for i, k in ipairs(keys) do
+    parts[i] = ("%s%s: %s"):format(inner, indented(k, ""), indented(value[k], inner))
+  end
+  return "{\n" .. table.concat(parts, ",\n") .. "\n" .. indent .. "}"
+end
+
+function M.indented_json(value) return indented(value, "") .. "\n" end
+
 -- A folder for what a program writes: `wanted` if it does not exist or is empty, else wanted-2,
 -- wanted-3, ... The config.json that the caller writes marks it as taken.
 function M.fresh_folder(wanted)

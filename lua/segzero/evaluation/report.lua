@@ -175,7 +175,7 @@ function M.json(s)
   local out = {}
   for name, v in pairs(s) do out[name] = v end
   for _, name in ipairs { "gIoU", "cIoU", "box" } do out[name] = named_interval(s[name]) end
-  return files.json(out)
+  return files.indented_json(out)
 end
 
 return M

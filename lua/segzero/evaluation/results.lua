@@ -164,7 +164,7 @@ function M.merge(cfg, given, say)
   config.last = config.total
   config.protocol = cfg.protocol
   config.gt_json_path = cfg.gt_json_path
-  files.write(folder .. "/config.json", cjson.encode(config))
+  files.write(folder .. "/config.json", files.indented_json(config))
   local lines = {}
   for i, record in ipairs(records) do lines[i] = files.json(record) .. "\n" end
   files.write(folder .. "/results.jsonl", table.concat(lines))

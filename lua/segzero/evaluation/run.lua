@@ -299,7 +299,7 @@ local function write_config(run, total, first, last)
   written.first = first
   written.last = last
   written.masks = run.masks
-  files.write(run.folder .. "/config.json", files.json(written))
+  files.write(run.folder .. "/config.json", files.indented_json(written))
 end
 
 -- How an evaluation with Seg-Zero's arguments differs from its script.
@@ -399,7 +399,8 @@ local function finish_empty(cfg, total, say)
   local text = ("part %d of %d is empty: there are %d rows"):format(cfg.part, cfg.parts, total)
   if not cfg.idx then error(text, 0) end
   local own = shared_folder.claim(cfg.output_path, cfg.idx, say)
-  files.write(own.path .. "/config.json", files.json { idx = cfg.idx, parts = cfg.parts })
+  files.write(own.path .. "/config.json",
+    files.indented_json { idx = cfg.idx, parts = cfg.parts })
   files.write(own.path .. "/results.jsonl", "")
   shared_folder.write(own, output_rows.text {})
   say(text)

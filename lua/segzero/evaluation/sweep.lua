@@ -179,7 +179,7 @@ local function json_of(result)
     out.pairs[i] = { from = d.from, to = d.to, rows = d.rows }
     for _, name in ipairs(MEASURES) do out.pairs[i][name] = by_name(d[name]) end
   end
-  return files.json(out)
+  return files.indented_json(out)
 end
 
 -- ---- the run ----

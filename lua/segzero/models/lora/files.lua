@@ -46,19 +46,6 @@ function M.parameters(lora)
 end
 
 -- ---- writing ----
--- JSON with one key per line, in order.
-local function json_text(t)
-  local keys = {}
-  local lines = {}
-  for k in pairs(t) do keys[#keys + 1] = k end
-  table.sort(keys)
-  for i, k in ipairs(keys) do
-    local text = files.json(t[k]):gsub("\\/", "/")
-    lines[i] = ("  %s: %s"):format(cjson.encode(k), text)
-  end
-  return "{\n" .. table.concat(lines, ",\n") .. "\n}\n"
-end
-
 -- The matrices of an adapter of the model: {name =, weight =, tensor =, full =, slice =, copies =,
 -- copy =}.
 function M.matrices(policy, p)
@@ -95,7 +82,7 @@ local function write_config(policy, dir)
     if rank ~= lora.rank then ranks[p.module] = rank end
     if p.alpha and p.alpha ~= lora.alpha then alphas[p.module] = p.alpha end
   end
-  files.write(dir .. CONFIG, json_text {
+  files.write(dir .. CONFIG, files.indented_json {
     peft_type = "LORA", task_type = "CAUSAL_LM", inference_mode = true,
     base_model_name_or_path = policy.dir or cjson.null,
     r = lora.rank, rank_pattern = ranks, lora_alpha = lora.alpha, alpha_pattern = alphas,

@@ -376,7 +376,7 @@ local function write_folder(vl, dir, opts)
     if vl.dir then
       copy_companions(vl, dir)
     else
-      files.write(dir .. "/config.json", cjson.encode(vl.json))
+      files.write(dir .. "/config.json", files.indented_json(vl.json))
     end
     write_chat_template(dir)
   end

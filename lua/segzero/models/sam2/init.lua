@@ -19,7 +19,6 @@
 -- Results follow SAM2ImagePredictor. Leaves out: video, hole filling, automatic masks.
 
 local ffi = require "ffi"
-local cjson = require "cjson"
 local core = require "segzero.core.ffi"
 local files = require "segzero.core.files"
 local options = require "segzero.core.options"
@@ -307,9 +306,9 @@ function methods:upsample(logits, height, width) return M.upsample(logits, heigh
 function methods:save(dir)
   files.make_dir(dir)
   -- transformers accepts no whole number where it declares a float.
-  local text = cjson.encode(self.json):gsub('("mlp_ratio":%d+)([,}])', "%1.0%2")
+  local text = files.indented_json(self.json):gsub('("mlp_ratio": %d+)([,\n])', "%1.0%2")
   files.write(dir .. "/config.json", text)
-  files.write(dir .. "/preprocessor_config.json", cjson.encode {
+  files.write(dir .. "/preprocessor_config.json", files.indented_json {
     image_processor_type = "Sam2ImageProcessorFast", do_resize = true, do_rescale = true,
     do_normalize = true, resample = 2, rescale_factor = 1 / 255, image_mean = MEAN, image_std = STD,
     size = { height = self.image_size, width = self.image_size },

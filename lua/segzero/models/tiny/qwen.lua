@@ -8,7 +8,6 @@
 -- is the side of the images that it is trained on.
 -- Leaves out: training.
 
-local cjson = require "cjson"
 local bpe = require "segzero.tools.bpe_train"
 local files = require "segzero.core.files"
 local model = require "segzero.models.qwen_vl"
@@ -77,9 +76,9 @@ function M.create(dir, options)
   bpe.write(dir, bpe.train(bpe.corpus(), options.merges))
   local tok = tokenizers.new(dir)
   local json = config_of(options, tok)
-  files.write(dir .. "/config.json", cjson.encode(json))
-  files.write(dir .. "/generation_config.json", cjson.encode(generation_of(tok)))
-  files.write(dir .. "/preprocessor_config.json", cjson.encode(released.preprocessor()))
+  files.write(dir .. "/config.json", files.indented_json(json))
+  files.write(dir .. "/generation_config.json", files.indented_json(generation_of(tok)))
+  files.write(dir .. "/preprocessor_config.json", files.indented_json(released.preprocessor()))
 
   local vl = model.random(json, { std = options.init_std, seed = options.seed })
   if options.init ~= "" then

@@ -148,7 +148,7 @@ end
 -- What can be checked before the folder is taken and a weight is read.
 local function prepare(cfg, overrides, ranks, neighbours, shards)
   -- Loading changes some settings (LoRA freezes the vision tower): runs are compared as given.
-  local parts = { settings = files.json(cfg) }
+  local parts = { settings = files.indented_json(cfg) }
   local asked = cjson.decode(parts.settings)
   local reward = cfg.worker.reward
   if not overrides.reward then parts.reward_file = reloading.new(reward) end

@@ -36,7 +36,7 @@ local function begin(t)
     seed = t.options.rows.seed, skipped_updates = t.optimizer.skipped, data = t.identity,
     rows = t.sampler:place_after(t.train, t.global_step), rows_since = t.sampler.since,
   }
-  local settings = t.settings or files.json(t.config)
+  local settings = t.settings or files.indented_json(t.config)
   local final, job, temporary, old, rest = checkpoint.begin(t.folder, t.global_step, t.policy,
     t.optimizer, state, settings, replica_of(t))
   t.pending = { final = final, job = job, temporary = temporary, old = old, rest = rest }
