@@ -54,6 +54,32 @@ check.case("the plan's sizes are those of a training step", function()
   check.ok(math.abs(planned / used - 1) < 0.1, name)
 end)
 
+-- Of many chunks the plan runs three, and makes no more groups than a micro-batch holds. Chunk by
+-- chunk this plan would take minutes and gigabytes.
+check.case("a group of many chunks is planned in seconds", function()
+  local settings = { "worker.actor.model.model_path=" .. dir, "data.max_response_length=8",
+    "worker.actor.max_tokens_per_micro_batch=1", "worker.rollout.n=6" }
+  local chunked = mini.settings(settings)
+  local p = plan.of(chunked, { prompt = prompt.seg_zero })
+  check.ok(p.largest:find "its answers 1 at a time", p.largest)
+  local t = mini.trainer(chunked, { model = dir, reference = true })
+  C.sz_arena_used(1)
+  t:step()
+  local used = tonumber(C.sz_arena_used(0))
+  local planned = math.max(p.arena.update, p.arena.sampling)
+  local name = ("arena: planned %.2f MB, used %.2f MB"):format(planned / 1e6, used / 1e6)
+  check.ok(math.abs(planned / used - 1) < 0.1, name)
+
+  settings[2] = "data.max_response_length=20000"
+  settings[4] = "worker.rollout.n=512"
+  settings[5] = "data.rollout_batch_size=4096"
+  settings[6] = "worker.actor.global_batch_size=4096"
+  local started = os.clock()
+  plan.of(mini.settings(settings), { prompt = prompt.seg_zero })
+  local seconds = os.clock() - started
+  check.ok(seconds < 20, ("%.1f s for the plan"):format(seconds))
+end)
+
 check.case("each of several ranks has its part of the optimizer's state", function()
   local one = make_plan().parts
   local four = make_plan(4).parts

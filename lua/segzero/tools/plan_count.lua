@@ -18,7 +18,9 @@ local rollout = require "segzero.inference.generate"
 local vision_cache = require "segzero.inference.vision_cache"
 local weights = require "segzero.models.weights"
 local plan_state = require "segzero.tools.plan_state"
+local forward = require "segzero.train.forward"
 local trainer = require "segzero.train.trainer"
+local update = require "segzero.train.update"
 
 local C = core.C
 local check = core.check
@@ -55,6 +57,19 @@ local function groups_of(input, prompts, n, length)
     for k = 1, n do groups[p].samples[k] = { ids = ids, logprobs = logprobs, advantage = 0 } end
   end
   return groups
+end
+
+-- Groups that the first micro-batch may hold, and one that it does not.
+local function groups_that_count(prompts, max_tokens, group_tokens)
+  return math.min(prompts, math.floor(max_tokens / group_tokens) + 1)
+end
+
+-- Full chunks are alike. The second one adds to the gradients that the first one made, a third one
+-- takes no more than the second, and the last one may be smaller.
+local function distinct_chunks(batch)
+  local chunks = batch.chunks
+  if not chunks or #chunks <= 3 then return batch end
+  return { groups = batch.groups, chunks = { chunks[1], chunks[2], chunks[#chunks] } }
 end
 
 -- Bytes of arena that f() uses, in a dry run.
@@ -109,15 +124,19 @@ local function count_arena_of(cfg, state, length, share)
   local list = trained_list(cfg, vl)
   local prompts = math.min(d.rollout_batch_size, actor.global_batch_size)
   prompts = math.ceil(prompts / state.replicas)
-  local groups = groups_of(state.input, prompts, n, length)
   local bare = trainer.bare { config = cfg, policy = vl, reference = reference_of(vl, state) }
   local limits = bare.options.micro_batches
   limits.max_tokens = math.max(1, math.floor(limits.max_tokens * share))
+  local group_tokens = #state.input.input_ids + n * length
+  local count = groups_that_count(prompts, limits.max_tokens, group_tokens)
+  local groups = groups_of(state.input, count, n, length)
   local first = bare:micro_batches(groups, "update")[1]      -- the largest
   local arena = {}
 
   arena.reference = counted(function()
-    bare:reference_log_probs(bare:micro_batches(groups, "experience")[1].groups)
+    if not bare.reference then return end
+    local batch = distinct_chunks(bare:micro_batches(groups, "experience")[1])
+    forward.reference(bare.reference, { batch }, update.forward_options(bare))
   end)
 
   local samples = 0
@@ -133,7 +152,7 @@ local function count_arena_of(cfg, state, length, share)
     vision_cache.put(vl, state.input, tensor.meta(shape, vl.dtype))
   end
   arena.update = counted(function()
-    bare:accumulate(first, { tokens = samples * length, answers = samples })
+    bare:accumulate(distinct_chunks(first), { tokens = samples * length, answers = samples })
   end)
   vision_cache.free { state.input }
 
