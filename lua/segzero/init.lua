@@ -77,6 +77,10 @@ end
 return setmetatable(M, {
   names = lazy,                 -- for the prompt's completion
   __index = function(t, name)
+    -- torch has torch.randn.
+    if not lazy[name] and tensor[name] then
+      error(("there is no sz.%s; did you mean sz.tensor.%s?"):format(name, name), 2)
+    end
     if not lazy[name] then return nil end
     local module = require(lazy[name])
     rawset(t, name, module)

@@ -372,6 +372,15 @@ check.case("a norm of NaNs of any bits is NaN", function()
   end
 end)
 
+check.case("torch.randn is sz.tensor.randn here", function()
+  local sz = require "segzero"
+  for _, name in ipairs { "randn", "zeros", "arange" } do
+    check.raises(function() return sz[name] end,
+      "test_tensor%.lua:%d+: there is no sz." .. name .. "; did you mean sz%.tensor%." .. name, name)
+  end
+  check.equal(sz.no_such_name, nil, "another name is nil")
+end)
+
 check.case("a tensor without elements has no extreme", function()
   for _, name in ipairs { "max", "min", "argmax", "argmin" } do
     check.raises(function()
