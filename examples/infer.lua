@@ -13,8 +13,8 @@
 -- greedily. The image written has two titled panels, the original and what was found (mask, box and
 -- points), with the question above and the thinking below. With --query it follows VisionReasoner's
 -- script: lists of objects, and --task detection, counting (no mask) or vqa (no image is written).
--- Exit status: 0 done; 1 no answer could be read, or a file or model is bad; 2 wrong options. An
--- image is written only with status 0. Leaves out: batches.
+-- Exit status: 0 done; 1 no answer could be read, or a file is damaged; 2 wrong options or no file.
+-- An image is written only with status 0. Leaves out: batches.
 
 local ffi = require "ffi"
 local sz = require "segzero"
@@ -29,6 +29,7 @@ local paths = require "segzero.config.paths"
 local files = require "segzero.core.files"
 local hints = require "segzero.core.path_hints"
 local frame = require "segzero.data.frame"
+local mistake = require "segzero.core.mistake"
 local draw = require "segzero.tools.draw"
 local tensor = require "segzero.core.tensor"
 local visible = require "segzero.core.visible"
@@ -51,7 +52,8 @@ end
 local function check_folder(path, option)
   local folder = path:match "^(.*)/[^/]*$"
   if folder and folder ~= "" and not files.exists(folder .. "/.") then
-    fail("--%s: the folder %s does not exist; make it first", option, folder)
+    local message = "--%s: the folder %s does not exist; make it first"
+    mistake.raise(message:format(option, folder))
   end
 end
 
@@ -92,7 +94,7 @@ local function check_frame(side, processor)
   if plan.resized_width == side and plan.resized_height == side then return end
   local message = "--frame %d: the model would resize it to %d x %d; use a multiple of %d"
   local block = processor.patch_size * processor.merge_size
-  cli.usage_error(message:format(side, plan.resized_width, plan.resized_height, block))
+  mistake.raise(message:format(side, plan.resized_width, plan.resized_height, block))
 end
 
 -- Names the policy, and refuses what the options, the device and its small files alone forbid.
@@ -154,9 +156,10 @@ end
 local function load_image(path)
   local ok, img = pcall(sz.image.load, path)
   if ok then return img end
-  local question = ""
-  if not files.exists(path) then question = hints.question(path) end
-  fail("--image_path: %s%s", reason(img), question)
+  if not files.exists(path) then
+    mistake.raise(("--image_path: %s%s"):format(reason(img), hints.question(path)))
+  end
+  fail("--image_path: %s", reason(img))
 end
 
 -- ---- the answer ----

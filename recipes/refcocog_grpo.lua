@@ -13,6 +13,7 @@
 local cli = require "segzero.config.cli"
 local experiment = require "segzero.train.run.experiment"
 local grpo = require "segzero.config.grpo"
+local mistake = require "segzero.core.mistake"
 local options = require "segzero.core.options"
 
 -- settings(args) -> the checked settings as nested tables, cfg.worker.rollout.n. Nothing is loaded.
@@ -22,7 +23,7 @@ local M = { schema = grpo.schema, settings = grpo.settings, on_ranks = true }
 -- held_out, prompt, on_step, on_evaluate, stop_when (train/run/experiment.lua).
 function M.run(args, overrides)
   overrides = options.check("run", overrides, experiment.overrides, 2)
-  local t = experiment.run(M.settings(args), overrides)
+  local t = experiment.run(mistake.reading(M.settings, args), overrides)
   return t
 end
 

@@ -12,6 +12,7 @@
 local cli = require "segzero.config.cli"
 local experiment = require "segzero.train.run.experiment"
 local grpo = require "segzero.config.grpo"
+local mistake = require "segzero.core.mistake"
 local options = require "segzero.core.options"
 
 local ABOUT = "Trains as refcocog_grpo does, on questions about any number of objects."
@@ -34,7 +35,7 @@ function M.settings(args) return grpo.settings(args, M.schema) end
 -- Trains with these arguments and returns the trainer. overrides: as in refcocog_grpo.lua.
 function M.run(args, overrides)
   overrides = options.check("run", overrides, experiment.overrides, 2)
-  local t = experiment.run(M.settings(args), overrides)
+  local t = experiment.run(mistake.reading(M.settings, args), overrides)
   return t
 end
 

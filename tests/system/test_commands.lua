@@ -78,7 +78,7 @@ end)
 check.case("a name that is no command", function()
   local function missing(name, nearest)
     local text, status = segzero(name)
-    check.equal(status, 1, name .. ": exit status")
+    check.equal(status, 2, name .. ": exit status")
     local line = ("segzero: cannot open %s: there is no such file; did you mean %s? "
       .. "segzero --help lists the scripts\n"):format(name, nearest)
     check.equal(text, line, name .. ": one line that names the nearest")
@@ -92,30 +92,59 @@ check.case("a name that is no command", function()
   missing("refcoco", "recipes/refcocog_grpo.lua")
   missing("recipes/evalute.lua", "recipes/evaluate.lua")
   local text, status = segzero "/nonexistent.lua"
-  check.equal(status, 1, "a path elsewhere: exit status")
+  check.equal(status, 2, "a path elsewhere: exit status")
   check.equal(text, "segzero: cannot open /nonexistent.lua: there is no such file; "
     .. "segzero --help lists the scripts\n", "no guess for a path elsewhere")
   text, status = segzero("help", "trian")
-  check.equal(status, 1, "help of no command: exit status")
+  check.equal(status, 2, "help of no command: exit status")
   has(text, "no command 'trian': did you mean 'train'", "help of no command")
 end)
 
 check.case("mistakes in a command's settings", function()
   local text, status = segzero("train", "trainer.max_stepz=1")
-  check.ok(status ~= 0, "train with a wrong setting fails")
+  check.equal(status, 2, "train with a wrong setting")
   has(text, "did you mean 'trainer.max_steps'", "train")
   check.ok(not text:find "stack traceback", "one line")
   text, status = segzero("infer", "--image_pat", "x.png")
   check.equal(status, 2, "infer with a wrong option")
   has(text, "did you mean 'image_path'", "infer")
   text, status = segzero("completion", "tcsh")
-  check.equal(status, 1, "completion of an unknown shell")
+  check.equal(status, 2, "completion of an unknown shell")
   has(text, "bash or zsh", "completion of an unknown shell")
+end)
+
+check.case("a mistake in the command line or its settings is status 2", function()
+  local NONE = "/nonexistent"
+  local script = mini.folder() .. "/reward.lua"
+  files.write(script, "return function( end")
+  local mistakes = {
+    { "train", "worker.rollout.n=0" }, { "train", "config=" .. NONE },
+    { "train", "data.train_files=" .. NONE }, { "train", "worker.reward.sam2_path=" .. NONE },
+    { "train", "worker.actor.model.model_path=" .. NONE },
+    { "train", "worker.reward.compute_score=nosuch" },
+    { "train", "trainer.load_checkpoint_path=" .. NONE },
+    { "recipes/mask_grpo.lua", "nosuch=1" }, { "recipes/vision_reasoner_grpo.lua", "nosuch=1" },
+    { "examples/experiment.lua", "nosuch=1" }, { "evaluate", "rows=0" },
+    { "evaluate", "data=" .. NONE }, { "evaluate", "model_path=" .. NONE },
+    { "evaluate", "compare=" .. NONE .. ",/b" }, { "evaluate", "output_dir=" .. NONE },
+    { "infer", "--image_path", NONE, "--text", "a" }, { "infer", "--demo", "x" },
+    { "plan", "worker.rollout.n=0" }, { "plan", "answer_tokens=x" }, { "plan", "nosuch.lua" },
+    { "plan", "data.train_files=" .. NONE }, { "report", NONE }, { "report" },
+    { "fetch", "name" }, { "reward", "nosuch" }, { "reward", "seg_strict", "data=" .. NONE },
+    { "replay", NONE }, { "why", NONE, "step=x" }, { "why", NONE }, { "doctor", "more" },
+    { "model_merger", "--local_dir", NONE }, { "completion" }, { "--nosuch" },
+  }
+  for _, words in ipairs(mistakes) do
+    local text, status = segzero(unpack(words))
+    if not check.equal(status, 2, table.concat(words, " ")) then print(text) end
+  end
+  local text, status = segzero("train", "worker.reward.compute_score=" .. script)
+  if not check.equal(status, 1, "a reward with an error") then print(text) end
 end)
 
 check.case("a command runs its script from any folder", function()
   local text, status = segzero("infer", "--image_path", "/nonexistent.png", "--text", "a dog")
-  check.equal(status, 1, "infer")
+  check.equal(status, 2, "infer")
   has(text, "/nonexistent.png", "infer")
   text, status = segzero("plan", "worker.rollout.n=0")
   check.ok(status ~= 0, "plan without a recipe takes settings")

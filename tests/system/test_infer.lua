@@ -79,13 +79,13 @@ refused(2, "max_new_tokens is 0, expected a whole number from 1", "--demo", "--m
 refused(2, "dtype is 'f16', expected one of: f32, bf16, int8, int4", "--demo", "--dtype=f16")
 refused(2, "leave %-%-image_path out", "--demo", "--image_path", "photo.png")
 refused(2, "must end in .png", "--demo", "--output_path", "a.gif")
-refused(1, "%-%-output_path: the folder nowhere does not exist", "--demo", "--output_path",
+refused(2, "%-%-output_path: the folder nowhere does not exist", "--demo", "--output_path",
   "nowhere/a.png")
-refused(1, "missing.png: No such file", "--image_path", "missing.png", "--text", "x")
+refused(2, "missing.png: No such file", "--image_path", "missing.png", "--text", "x")
 refused(1, "text.png: not an? %a+", "--image_path", "text.png", "--text", "x")
 refused(1, "empty", "--image_path", "empty", "--text", "x")
-refused(1, "no model in nowhere", "--demo", "--model_path", "nowhere")
-refused(1, "no model in empty", "--demo", "--model_path", "empty")
+refused(2, "no model in nowhere", "--demo", "--model_path", "nowhere")
+refused(2, "no model in empty", "--demo", "--model_path", "empty")
 refused(2, "%-%-mask_path must end in .png, got m.jpg", "--demo", "--sam2_path", SAM2,
   "--mask_path", "m.jpg")
 refused(2, "both a.png", "--demo", "--sam2_path", SAM2, "--mask_path", "a.png", "--output_path",
@@ -97,14 +97,14 @@ refused(2, "mask_path and %-%-image_path are the same file, ./photo.png", "--ima
 refused(2, "multi is 'maybe', expected true or false", "--demo", "--multi=maybe")
 refused(2, "%-%-mask_path needs SAM2: .*%-%-sam2_path", "--image_path", "photo.png", "--text", "x",
   "--model_path", "nowhere", "--mask_path", "m.png")
-refused(1, "%-%-mask_path: the folder nowhere does not exist", "--demo", "--sam2_path", SAM2,
+refused(2, "%-%-mask_path: the folder nowhere does not exist", "--demo", "--sam2_path", SAM2,
   "--mask_path", "nowhere/m.png")
 -- SAM2's path is looked at before the policy's.
 for _, bad in ipairs { { "nowhere", "nowhere: there is no such file or folder" },
-  { "empty", "no SAM2 in empty" }, { "text.png", "text.png: not a file of torch.save" },
+  { "empty", "no SAM2 in empty" }, { "text.png", "text.png: not a file of torch.save", 1 },
   { sz.core.root .. "/tests/golden/grpo", "no config.json and no .pt" } } do
   for _, name in ipairs { "--sam2_path", "--segmentation_model_path" } do
-    refused(1, bad[2], "--demo", "--model_path", "nowhere", name, bad[1])
+    refused(bad[3] or 2, bad[2], "--demo", "--model_path", "nowhere", name, bad[1])
   end
 end
 check.equal(written(), before, "nothing written")

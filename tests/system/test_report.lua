@@ -212,7 +212,7 @@ check.case("wrong words are one line", function()
     { {}, 2, "no run is given" },
     { { "--outptu", "x" }, 2, "unknown option '--outptu'" },
     { { A, "--output" }, 2, "--output needs a file" },
-    { { place .. "/nothing" }, 1, "there is no folder " .. place .. "/nothing" },
+    { { place .. "/nothing" }, 2, "there is no folder " .. place .. "/nothing" },
     { { dir }, 1, "is not the folder of a training run" },
     { { A, "--output", place .. "/no/such/folder.html" }, 1, "No such file" },
   }

@@ -11,6 +11,7 @@
 -- Leaves out: fish.
 
 local commands = require "segzero.commands"
+local mistake = require "segzero.core.mistake"
 local visible = require "segzero.core.visible"
 local words = require "segzero.commands.words"
 
@@ -173,7 +174,7 @@ function M.main(args)
   local script = SCRIPTS[args[1] or ""]
   if not script or args[2] then
     local got = visible.line(table.concat(args, " "))
-    error(("completion: which shell, bash or zsh? got '%s'"):format(got), 0)
+    mistake.raise(("completion: which shell, bash or zsh? got '%s'"):format(got))
   end
   io.write(script)
 end

@@ -8,6 +8,7 @@
 -- Leaves out: the scripts' own settings (config/help.lua).
 
 local commands = require "segzero.commands"
+local mistake = require "segzero.core.mistake"
 local nearest = require "segzero.core.nearest"
 local scripts = require "segzero.tools.scripts"
 local visible = require "segzero.core.visible"
@@ -62,8 +63,8 @@ function M.main(args)
   if not name then return M.print() end
   if commands.by_name[name] then return commands.main(name, "--help") end
   local question = nearest.question(name, commands.names())
-  error(("there is no command '%s'%s; segzero help lists them"):format(visible.line(name),
-    question), 0)
+  mistake.raise(("there is no command '%s'%s; segzero help lists them"):format(visible.line(name),
+    question))
 end
 
 return M

@@ -25,6 +25,7 @@
 -- (runtime/host/options.c).
 
 local host = require "segzero.host"
+local mistake = require "segzero.core.mistake"
 local visible = require "segzero.core.visible"
 
 local M = {}
@@ -141,7 +142,7 @@ local function refuse_more(row, args)
   if not extra then return end
   local cure = ("segzero help %s says what it takes"):format(row.name)
   if extra:find "^%-" then cure = "options of segzero go before the command" end
-  error(("%s: unexpected argument '%s'; %s"):format(row.name, visible.line(extra), cure), 0)
+  mistake.raise(("%s: unexpected argument '%s'; %s"):format(row.name, visible.line(extra), cure))
 end
 
 local function wants_help(args) return args[1] == "--help" or args[1] == "-h" end
@@ -155,8 +156,8 @@ function M.main(name, ...)
   elseif row.script then
     run_script(row, args)
   else
-    refuse_more(row, args)
-    require(row.module)[row.entry](with_default(row, args))
+    mistake.guard(refuse_more, row, args)
+    mistake.guard(require(row.module)[row.entry], with_default(row, args))
   end
 end
 

@@ -42,7 +42,8 @@ where models and data sets from the hub are, as for Hugging Face's own tools
 .I ~/.segzero_history
 what was typed at the prompt
 .SH EXIT STATUS
-0: done. 1: an error. 2: a wrong option or setting. 128 + N: stopped by signal N.
+0: done. 1: it failed later. 2: a mistake in the command line or its settings: an unknown name, a
+wrong value, a file that is missing. 128 + N: stopped by signal N.
 .SH SEE ALSO
 The guide: docs/guide in the folder that segzero \-\-version calls scripts
 ]]

@@ -11,13 +11,14 @@
 --   return M
 --
 -- A mistake in the settings is printed as "NAME: message", NAME of the script or the command, and
--- ends the program with status 2. An error in the work ends it with status 1, unless usage_error
--- raised it for a wrong option that shows up late, or a signal was the reason: then the status is
--- 128 + its number. A module may have run(args) instead of `execute`; its errors go to the host
--- program (status 1). With several ranks the first one alone prints.
+-- ends the program with status 2. An error in the work ends it with status 1, unless it is a mistake
+-- in the settings that shows up late (core/mistake.lua), or a signal was the reason: then the status
+-- is 128 + its number. A module may have run(args) instead of `execute`; its errors go to the
+-- host program, with the same status. With several ranks the first one alone prints.
 -- Leaves out: parsing (schema.lua).
 
 local arguments = require "segzero.config.arguments"
+local mistake = require "segzero.core.mistake"
 
 local M = {}
 
@@ -29,14 +30,6 @@ local function is_script(source)
   if source == "@" .. name then return true end
   local found, host = pcall(require, "segzero.host")
   return found and source == "@" .. host.root .. "/" .. name
-end
-
-local work_status = 1
-
--- Raises the message and makes the program end with status 2, as for any other wrong option.
-function M.usage_error(message)
-  work_status = 2
-  error(message, 0)
 end
 
 local function call(f, ...)
@@ -60,7 +53,7 @@ end
 local function execute(module, ok, ...)
   if not ok then fail(2, (...)) end
   local done, why = call(module.execute, ...)
-  if not done then fail(work_status, why) end
+  if not done then fail(mistake.status(why), why) end
 end
 
 -- With several ranks: refuses what one process does alone, and processes that would each do all of
@@ -92,7 +85,7 @@ function M.main(module)
   end
   join_ranks(module)
   if not module.execute then
-    module.run(arg)
+    mistake.guard(module.run, arg)
     return
   end
   execute(module, call(module.settings, arg))

@@ -10,12 +10,13 @@
 --   }
 --
 -- Words are what is neither key=value nor an option or its value. A mistake in them is printed as
--- "reward: message" with the status 2, an error in the work with the status 1. --help [PART] prints
--- the schema's help.
+-- "reward: message" with the status 2, an error in the work with the status 1, unless it is a mistake
+-- that shows up late (core/mistake.lua). --help [PART] prints the schema's help.
 -- Leaves out: scripts with settings (cli.lua).
 
 local arguments = require "segzero.config.arguments"
 local host = require "segzero.host"
+local mistake = require "segzero.core.mistake"
 local ranks = require "segzero.core.ranks"
 local visible = require "segzero.core.visible"
 
@@ -93,7 +94,7 @@ function M.main(o)
   local ok, cfg, words, given = host.call(read, o)
   if not ok then host.fail(o.name, cfg, 2) end
   local done, why = host.call(o.execute, cfg, words, given)
-  if not done then host.fail(o.name, why, 1) end
+  if not done then host.fail(o.name, why, mistake.status(why)) end
 end
 
 return M

@@ -18,6 +18,7 @@ local files = require "segzero.core.files"
 local folders = require "segzero.core.folders"
 local hints = require "segzero.core.path_hints"
 local hub = require "segzero.hub"
+local mistake = require "segzero.core.mistake"
 
 local M = { POLICY = "models/tiny/qwen2.5-vl", SEVERAL = "models/tiny/qwen2.5-vl-several",
   SAM2 = "models/tiny/sam2" }
@@ -90,17 +91,17 @@ end
 -- Raises the error of a folder that holds no policy.
 function M.check_policy(setting, dir)
   if not files.exists(dir .. "/config.json") then
-    error(("%s: %s"):format(setting, require("segzero.models.opening").missing(dir)), 0)
+    mistake.raise(("%s: %s"):format(setting, require("segzero.models.opening").missing(dir)))
   end
   if hints.is_sam2(dir) then
-    error(("%s: %s is a SAM2 model, which the setting for SAM2 takes; name a Qwen2.5-VL or "
-      .. "Qwen2-VL model here"):format(setting, dir), 0)
+    mistake.raise(("%s: %s is a SAM2 model, which the setting for SAM2 takes; name a Qwen2.5-VL or "
+      .. "Qwen2-VL model here"):format(setting, dir))
   end
   if hints.is_policy(dir) then return end
   if hints.holds(dir) == "a training run" then
-    error(("%s: the training run %s has no checkpoint yet"):format(setting, dir), 0)
+    mistake.raise(("%s: the training run %s has no checkpoint yet"):format(setting, dir))
   end
-  error(("%s: no model in %s: its config.json has no model_type"):format(setting, dir), 0)
+  mistake.raise(("%s: no model in %s: its config.json has no model_type"):format(setting, dir))
 end
 
 -- The policy's folder: the embedded one for "", the newest checkpoint for a run folder, the cache's
@@ -134,17 +135,17 @@ function M.check_sam2(setting, path)
   if path == "" or path:find "%.pth?$" and files.exists(path) then return end
   if not files.exists(path) then
     local text = "%s: %s: there is no such file or folder%s"
-    error(text:format(setting, path, hints.question(path)), 0)
+    mistake.raise(text:format(setting, path, hints.question(path)))
   end
   if hints.is_policy(path) then
-    error(("%s: %s is %s; name a SAM2 folder or its .pt file here"):format(setting, path,
-      hints.holds(path)), 0)
+    mistake.raise(("%s: %s is %s; name a SAM2 folder or its .pt file here"):format(setting, path,
+      hints.holds(path)))
   end
   if not files.exists(path .. "/.") or files.exists(path .. "/config.json") then return end
   local ok, original = pcall(require("segzero.models.sam2.names").file_in, path)
-  if not ok then error(("%s: %s"):format(setting, original), 0) end
+  if not ok then mistake.raise(("%s: %s"):format(setting, original)) end
   if original then return end
-  error(("%s: no SAM2 in %s: it has no config.json and no .pt file"):format(setting, path), 0)
+  mistake.raise(("%s: no SAM2 in %s: it has no config.json and no .pt file"):format(setting, path))
 end
 
 -- The folder to which a recipe writes its model. A default gets -2, -3, ... if it holds anything; a

@@ -21,6 +21,7 @@ local cjson = require "cjson"
 local files = require "segzero.core.files"
 local folders = require "segzero.core.folders"
 local metrics = require "segzero.evaluation.metrics"
+local mistake = require "segzero.core.mistake"
 local report = require "segzero.evaluation.report"
 local rewarding = require "segzero.evaluation.rewarding"
 local value_or = require("segzero.evaluation.fields").value_or
@@ -65,7 +66,7 @@ end
 -- ---- reading a folder ----
 local function read_config(folder, what)
   local text = files.read(folder .. "/config.json")
-  if not text then error(("%s: %s holds no evaluation (config.json)"):format(what, folder), 0) end
+  if not text then mistake.raise(("%s: %s holds no evaluation (config.json)"):format(what, folder)) end
   local ok, config = pcall(cjson.decode, text)
   if not ok or type(config) ~= "table" then
     error(("%s: %s/config.json is not JSON"):format(what, folder), 0)

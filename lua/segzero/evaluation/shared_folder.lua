@@ -16,6 +16,7 @@
 local checksum = require "segzero.core.checksum"
 local files = require "segzero.core.files"
 local folders = require "segzero.core.folders"
+local mistake = require "segzero.core.mistake"
 local hints = require "segzero.core.path_hints"
 
 local M = {}
@@ -83,7 +84,7 @@ end
 function M.outputs(path)
   path = path:gsub("(.)/+$", "%1")
   local names, why = folders.list(path)
-  if not names then fail("output_dir: %s%s", why, hints.question(path)) end
+  if not names then mistake.raise(("output_dir: %s%s"):format(why, hints.question(path))) end
   local list = {}
   for _, name in ipairs(names) do
     local idx = tonumber(name:match "^output_(%d+)%.json$")

@@ -23,6 +23,7 @@ local hints = require "segzero.core.path_hints"
 local hub = require "segzero.hub"
 local names = require "segzero.hub.names"
 local integrity = require "segzero.runs.integrity"
+local mistake = require "segzero.core.mistake"
 local options = require "segzero.core.options"
 
 local M = {}
@@ -110,6 +111,7 @@ function M.family(dir, level)
   end
   local path = dir .. "/config.json"
   if not files.exists(path) then
+    if level == 0 then mistake.raise(M.missing(dir)) end
     error(M.missing(dir), level)
   end
   local sound, damage = pcall(integrity.file, dir, "config.json")

@@ -10,6 +10,7 @@
 
 local folders = require "segzero.core.folders"
 local host = require "segzero.host"
+local mistake = require "segzero.core.mistake"
 local page = require "segzero.report.page"
 local run_report = require "segzero.report.run_report"
 local visible = require "segzero.core.visible"
@@ -87,7 +88,7 @@ function M.main(args)
   if #o.runs == 0 then wrong "no run is given" end
   if #o.runs > MOST_RUNS then wrong("%d runs are given; a page takes %d", #o.runs, MOST_RUNS) end
   local ok, path = host.call(write, o)
-  if not ok then host.fail("report", path, 1) end
+  if not ok then host.fail("report", path, mistake.status(path)) end
   print(path)
 end
 

@@ -22,6 +22,7 @@ local core = require "segzero.core.ffi"
 local files = require "segzero.core.files"
 local folders = require "segzero.core.folders"
 local guard = require "segzero.reward.guard"
+local mistake = require "segzero.core.mistake"
 local nearest = require "segzero.core.nearest"
 local user_code = require "segzero.core.user_code"
 local user_modules = require "segzero.core.user_modules"
@@ -65,6 +66,9 @@ end
 
 local function run_file(path, seconds, text)
   local chunk, reason = compile(path, text)
+  if not text and not files.exists(path) then
+    mistake.raise("the reward does not load: " .. reason)
+  end
   if not chunk then error("the reward does not load: " .. reason, 0) end
   user_modules.look_beside(path)
   local what = "loading the reward " .. path
@@ -86,7 +90,7 @@ local function run_module(name)
   if reward:find("module '" .. module .. "' not found", 1, true) then
     local cure = (" (rewards/%s.lua)"):format(name) .. nearest.question(name, M.names())
     if name:find "/" then cure = ": a reward is a name in rewards/, or a file that ends in .lua" end
-    error(("%s: there is no reward '%s'%s"):format(SETTING, visible.line(name), cure), 0)
+    mistake.raise(("%s: there is no reward '%s'%s"):format(SETTING, visible.line(name), cure))
   end
   error(("the reward %s does not load: %s"):format(name, reward), 0)
 end
@@ -113,7 +117,7 @@ local function of_python(path, member, name, is_again)
     local message = "%s: there is no reward '%s'; a reward is a Lua file: write %s that ends " ..
       "with return { %s = function(text, ground_truth, row, kwargs) ... end } " ..
       "(docs/guide/rewards.md)"
-    error(message:format(SETTING, visible.line(name), lua, member), 0)
+    mistake.raise(message:format(SETTING, visible.line(name), lua, member))
   end
   if not is_again then
     console.say(("%s.py is Python: the reward is %s of %s"):format(path, member, lua))

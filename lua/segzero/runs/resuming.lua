@@ -27,6 +27,7 @@ local files = require "segzero.core.files"
 local folders = require "segzero.core.folders"
 local logs = require "segzero.runs.logs"
 local manifest = require "segzero.runs.manifest"
+local mistake = require "segzero.core.mistake"
 local old_settings = require "segzero.runs.old_settings"
 local position = require "segzero.data.position"
 local retention = require "segzero.runs.retention"
@@ -48,7 +49,7 @@ local function find(named)
   if latest then return latest end
   local foreign = require("segzero.merge.locate").resuming(path)
   if foreign then error(("%s: %s"):format(SETTING, foreign), 0) end
-  error(("%s: %s is not a checkpoint and holds no complete one"):format(SETTING, named), 0)
+  mistake.raise(("%s: %s is not a checkpoint and holds no complete one"):format(SETTING, named))
 end
 
 -- The run folder that a checkpoint belongs to, or nil if it was copied out of its run.

@@ -22,6 +22,7 @@
 
 local files = require "segzero.core.files"
 local folders = require "segzero.core.folders"
+local mistake = require "segzero.core.mistake"
 local visible = require "segzero.core.visible"
 
 local M = {}
@@ -54,7 +55,7 @@ end
 
 function M.check_run(path)
   if folders.kind(path) ~= "folder" then
-    error(("there is no folder %s; name that of a training run"):format(visible.line(path)), 0)
+    mistake.raise(("there is no folder %s; name that of a training run"):format(visible.line(path)))
   end
   if M.is_run(path) then return end
   error(("%s is not the folder of a training run (it has no run.json)"):format(visible.line(path)),

@@ -21,6 +21,7 @@
 
 local config = require "segzero.config"
 local console = require "segzero.log.console"
+local mistake = require "segzero.core.mistake"
 local options = require "segzero.core.options"
 local tensor = require "segzero.core.tensor"
 local plan_count = require "segzero.tools.plan_count"
@@ -285,11 +286,11 @@ local function load_recipe(path)
   local name = path:gsub("%.lua$", ""):gsub("/", ".")
   local ok, recipe = pcall(require, name)
   if not ok and recipe:find("module '" .. name .. "' not found", 1, true) then
-    error(("plan: there is no recipe %s"):format(path), 0)
+    mistake.raise(("plan: there is no recipe %s"):format(path))
   end
   if not ok then error(("plan: %s does not load: %s"):format(path, recipe), 0) end
   if type(recipe) ~= "table" or not recipe.settings then
-    error(("plan: %s has no settings to plan with"):format(path), 0)
+    mistake.raise(("plan: %s has no settings to plan with"):format(path))
   end
   return recipe
 end
@@ -298,11 +299,14 @@ end
 local function main(args, opts)
   local path = args[1]
   if not path then
-    error("plan: name a recipe: ./segzero plan recipes/refcocog_grpo.lua key=value ...", 0)
+    mistake.raise "plan: name a recipe: ./segzero plan recipes/refcocog_grpo.lua key=value ..."
   end
   local recipe = load_recipe(path)
   local asked, settings = plan_ranks.read { select(2, unpack(args)) }
-  local cfg = recipe.settings(settings)
+  local cfg = mistake.reading(recipe.settings, settings)
+  if not cfg.worker then
+    mistake.raise(("plan: %s is no recipe of GRPO, which is what is planned"):format(path))
+  end
   opts.answer = asked.answer
   if asked.ranks then
     opts.ranks = asked.ranks

@@ -18,6 +18,7 @@
 -- are bytes by rate: sums in one pass wait for each other, and nothing is overlapped.
 -- Leaves out: memory (plan_count.lua); time of computing.
 
+local mistake = require "segzero.core.mistake"
 local wire = require "segzero.tools.plan_wire"
 
 local M = {}
@@ -33,14 +34,14 @@ local LATENCY = 20e-6           -- seconds of one collective, besides its bytes
 local function positive(name, text)
   local n = tonumber(text)
   if n and n > 0 then return n end
-  error(("plan: %s expects a number above 0, got '%s'"):format(name, text), 0)
+  mistake.raise(("plan: %s expects a number above 0, got '%s'"):format(name, text))
 end
 
 local MOST = 2 ^ 20
 local function count(name, text)
   local n = tonumber(text)
   if n and n >= 1 and n % 1 == 0 and n <= MOST then return n end
-  error(("plan: %s expects a whole number from 1, got '%s'"):format(name, text), 0)
+  mistake.raise(("plan: %s expects a whole number from 1, got '%s'"):format(name, text))
 end
 
 function M.read(args)
@@ -97,11 +98,11 @@ function M.check(cfg, asked, ranks)
       :format(batch, replicas), 0)
   end
   if asked.answer and asked.answer > most then
-    error(("plan: answer_tokens=%d is more than data.max_response_length=%d, where answers end")
-      :format(asked.answer, most), 0)
+    mistake.raise(("plan: answer_tokens=%d is more than data.max_response_length=%d, where answers end")
+      :format(asked.answer, most))
   end
   if asked.rate and ranks == 1 then
-    error("plan: gb_per_second is about several ranks, one sends nothing: add --ranks W", 0)
+    mistake.raise("plan: gb_per_second is about several ranks, one sends nothing: add --ranks W")
   end
 end
 

@@ -14,6 +14,8 @@ local nearest = require "segzero.core.nearest"
 
 local M = {}
 
+local WRONG_WORDS = 2             -- the exit status
+
 local FOLDERS = { "recipes", "examples" }
 local WIDTH = 100
 
@@ -132,7 +134,8 @@ function M.python(name, ...)
   elseif file == "download_dataset.py" then
     cure = "segzero fetch --dataset OWNER/NAME downloads a data set, and so does naming it"
   end
-  error(("%s is a Python script, which does not run here: %s"):format(name, cure), 0)
+  local message = "%s is a Python script, which does not run here: %s"
+  host.fail("segzero", message:format(name, cure), WRONG_WORDS)
 end
 
 function M.missing(name)
@@ -140,7 +143,7 @@ function M.missing(name)
   local wanted = suggestion(name)
   if wanted then hint = (" did you mean %s?"):format(wanted) end
   local message = "cannot open %s: there is no such file;%s segzero --help lists the scripts"
-  error(message:format(name, hint), 0)
+  host.fail("segzero", message:format(name, hint), WRONG_WORDS)
 end
 
 return M

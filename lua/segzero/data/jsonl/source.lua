@@ -24,6 +24,7 @@ local files = require "segzero.core.files"
 local json_line = require "segzero.data.jsonl.line"
 local json_list = require "segzero.data.jsonl.list"
 local lines_of = require "segzero.data.jsonl.lines"
+local mistake = require "segzero.core.mistake"
 local mask_of = require "segzero.formats.mask"
 local rows = require "segzero.data.rows"
 
@@ -38,7 +39,7 @@ local function read_lines(name, file)
   if file:find "%.json$" and json_list.is_list(file) then open = json_list.open end
   local ok, list = pcall(open, file)
   if not ok and not files.exists(file) then
-    error(require("segzero.data.foreign_set").describe(name), 0)
+    mistake.raise(require("segzero.data.foreign_set").describe(name))
   end
   if not ok then error(("data set %s: %s"):format(name, core.plain(list)), 0) end
   if list:count() == 0 then error(file .. " has no rows", 0) end
