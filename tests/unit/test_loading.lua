@@ -342,6 +342,25 @@ check.case("random_checkpoint refuses bad arguments", function()
   refused_arguments("an unknown size", "size=5b", "out=" .. place .. "/none")
   refused_arguments("no folder", "size=3b")
   refused_arguments("a folder that holds a model", "size=3b", "out=" .. origin)
+  refused_arguments("no tokenizer", "size=3b", "out=" .. place .. "/none", "tokenizer=" .. place)
+end)
+
+check.case("random_checkpoint completes a model without a tokenizer", function()
+  local dir = place .. "/bare"
+  files.make_dir(dir)
+  files.write(dir .. "/config.json", "{}")
+  files.write(dir .. "/model.safetensors", "weights")
+  local text, status = mini.run { EXAMPLE, "size=3b", "out=" .. dir }
+  check.ok(status == 2 and text:find("tokenizer=Qwen/Qwen2.5-VL-3B-Instruct completes", 1, true),
+    text)
+  files.write(dir .. "/config.json", '{"image_token_id":151655}')
+  text, status = mini.run { EXAMPLE, "out=" .. dir, "tokenizer=models/tiny/qwen2.5-vl" }
+  check.ok(status == 2 and text:find("the model in " .. dir .. " has 151655", 1, true), text)
+  files.write(dir .. "/config.json", "{}")
+  text, status = mini.run { EXAMPLE, "out=" .. dir, "tokenizer=models/tiny/qwen2.5-vl" }
+  check.equal(status, 0, text)
+  check.ok(files.exists(dir .. "/tokenizer.json"), "the tokenizer is there")
+  check.equal(files.read(dir .. "/model.safetensors"), "weights", "the model stays")
 end)
 
 local function check_random_checkpoint(names)
