@@ -29,8 +29,8 @@ end
 -- A file without what differs from run to run: times, and the folder's own name.
 local function content(name, file)
   local text = assert(files.read(("%s/%s/%s"):format(place, name, file)), file)
-  text = text:gsub('"seconds":[%d.e+-]+', "")
-  text = text:gsub('"output_path":"[^"]*"', "")
+  text = text:gsub('"seconds": ?[%d.e+-]+', "")
+  text = text:gsub('"output_path": ?"[^"]*"', "")
   return text
 end
 

@@ -161,7 +161,7 @@ check.case("a setting that the old run did not know had its default", function()
   local path = D .. "/global_step_2/settings.json"
   local old = files.read(path)
   os.remove(D .. "/global_step_2/manifest.json")
-  files.write(path, (old:gsub('"loss_avg_mode":"token",', "")))
+  files.write(path, (old:gsub('"loss_avg_mode": "token",', "")))
   check.ok(files.read(path) ~= old, "it is gone")
   local said, rc = recipe(load_from(D), "trainer.max_steps=3",
     "worker.actor.loss_avg_mode=seq")
