@@ -203,8 +203,8 @@ check.case("data sets that cannot be read", function()
     { data_set("json", function(t) t[3] = "{'id': 3}" end) })
   fails("/column/data.jsonl:2: there is no column 'solution' (data.answer_key); there is: id, ",
     { data_set("column", function(t) t[2] = t[2]:gsub('"solution"', '"truth"') end) })
-  fails("/kinds/data.jsonl:4: the column 'problem' is number, expected a string",
-    { data_set("kinds", function(t) t[4] = t[4]:gsub('"problem": "[^"]*"', '"problem": 5') end) })
+  fails("/kinds/data.jsonl:4: the column 'image' is number, expected a string",
+    { data_set("kinds", function(t) t[4] = t[4]:gsub('"image": "[^"]*"', '"image": 5') end) })
   fails("/empty/data.jsonl has no rows", { data_set("empty", function(t)
     for i = #t, 1, -1 do t[i] = nil end
   end) })

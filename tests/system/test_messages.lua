@@ -29,7 +29,7 @@ put("disk/train/data-00000-of-00001.arrow", "")
 put("parquet/data/train-00000-of-00001.parquet", "PAR1....PAR1")
 put("empty/data.jsonl", "")
 put("set.csv", "a,b\n")
-put("number.jsonl", '{"problem": 1}\n')
+put("number.jsonl", '{"problem": "q", "solution": "s", "image": 1}\n')
 put("words.jsonl", "not json\n")
 put("text.png", "hello")
 put("five.lua", "return 5\n")
@@ -139,7 +139,7 @@ local ROWS = {
     { { GRPO, TRAIN .. AT .. "empty" }, "empty/data.jsonl has no rows" },
     { { GRPO, TRAIN .. AT .. "folder" }, "the folder has no data.jsonl, and no Parquet, Arrow" },
     { { GRPO, TRAIN .. AT .. "number.jsonl" },
-      "number.jsonl:1: the column 'problem' is number, expected a string" },
+      "number.jsonl:1: the column 'image' is number, expected a string" },
     { { GRPO, TRAIN .. AT .. "words.jsonl" }, "words.jsonl:1: not a JSON object" },
     { { GRPO, "data.val_files=nosuch" }, "data.val_files: nosuch: there is no such" },
     { { GRPO, TRAIN .. "refshapes", "trainer.val_only=true", "data.val_files=None" },

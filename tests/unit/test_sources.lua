@@ -458,6 +458,29 @@ check.case("solutions of JSON that are no strings", function()
   end
 end)
 
+check.case("problems of JSON that are no strings are those of tables", function()
+  local json_line = require "segzero.data.jsonl.line"
+  local function read(value)
+    local line = ('{"problem": %s, "image": "a.png", "solution": "s"}'):format(value)
+    return json_line.columns(line, "x:1").problem
+  end
+  for written, want in pairs { ["5"] = "5", ["0.10"] = "0.10", ["true"] = "True",
+    ["false"] = "False", ['{"b":1,"a":null}'] = '{"b": 1, "a": null}',
+    ['[{"role": "user", "content": "q"}]'] = "q" } do
+    check.equal(read(written), want, written)
+  end
+  check.raises(function() read "[]" end, "x:1: the column 'problem' is no chat", "an empty list")
+  check.raises(function() read "null" end, "x:1: there is no column 'problem'", "a null")
+
+  -- The same columns of a table.
+  local expected = cjson.decode(files.read "tests/golden/values/expected.json")
+  for _, column in ipairs { "bool", "i64", "f64" } do
+    local set = sources.open("tests/golden/values/rows.parquet", { split = "train",
+      prompt_key = column, answer_key = column })
+    check.equal(set:meta(1).problem, expected[column][1], column)
+  end
+end)
+
 check.case("NaN and infinities as solutions are kept as they are written", function()
   local json_line = require "segzero.data.jsonl.line"
   local function read(value)

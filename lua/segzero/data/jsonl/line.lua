@@ -7,13 +7,12 @@
 --                                                 Also the id (see below), and the row's system
 --                                                 prompt or nil
 --   json_line.image(columns, where) -> path | nil, data URL
---   json_line.id(text, columns) -> text | nil     the id as it is written: a number keeps its
---                                                 digits, which no double holds
 --
--- problem must be a string or chat messages (data/chat.lua), id a string or a number, mask a mask
--- of any form (formats/mask.lua), image a path, a data URL, {path =} or {bytes = base64}, or a list
--- with one of them. A solution is a string: a number as it is written, True or False, or the JSON
--- of a list or object. The columns that the keys name are also columns.problem, .solution, .image.
+-- problem, solution and id are texts, as in tables: other values become a number as it is written,
+-- True or False, or the JSON of a list or object. A list as problem is chat messages
+-- (data/chat.lua). mask is a mask of any form (formats/mask.lua), image a path, a data URL,
+-- {path =} or {bytes = base64}, or a list with one of them. The columns that the keys name are
+-- also columns.problem, .solution, .image.
 -- Leaves out: what needs more than the line itself (check.lua).
 
 local chat = require "segzero.data.chat"
@@ -53,13 +52,6 @@ local function decode(text, where)
     if value == cjson.null then columns[name] = nil end
   end
   return columns
-end
-
--- ---- the id ----
-function M.id(text, columns)
-  local id = columns.id
-  if type(id) == "number" then return member_text.find(text, "id") or tostring(id) end
-  return id
 end
 
 -- ---- the image ----
@@ -102,8 +94,8 @@ local function read_messages(columns, where, keys)
   return found.system_prompt
 end
 
--- The solution as text. name: of its column.
-local function solution_text(text, name, value)
+-- A value as text. name: of its column.
+local function text_of(text, name, value)
   local inner = truth(value)
   if type(inner) == "string" then return inner end
   if inner == nil or inner == cjson.null then return nil end
@@ -114,7 +106,8 @@ local function solution_text(text, name, value)
   return member_text.json(written)
 end
 
--- Sets columns.problem, .solution and .image to the columns that the keys name.
+-- Sets columns.problem, .solution and .image to the columns that the keys name, as text unless
+-- they are messages or an image.
 local function rename(columns, text, keys)
   local names = {}
   local renamed = {}
@@ -128,7 +121,11 @@ local function rename(columns, text, keys)
     end
   end
   for _, column in ipairs(REQUIRED) do columns[column] = renamed[column] end
-  columns.solution = solution_text(text, names.solution, renamed.solution)
+  columns.solution = text_of(text, names.solution, renamed.solution)
+  -- Messages are read later.
+  local problem = renamed.problem
+  local is_list = type(problem) == "table" and member_text.find(text, names.problem):find "^%["
+  if not is_list then columns.problem = text_of(text, names.problem, problem) end
 end
 
 local NO_KEYS = {}
@@ -160,10 +157,6 @@ local function check_types(columns, text, where, keys)
   if type(columns.image) == "string" and columns.image:find "%z" then
     fail(where, "the column 'image' has a zero byte in it")
   end
-  local kind = type(columns.id)
-  if kind ~= "string" and kind ~= "number" and kind ~= "nil" then
-    fail(where, "the column 'id' is %s, expected a string or a number", kind)
-  end
   if columns.mask ~= nil then
     local form, why = mask_of.form(columns.mask)
     if not form then fail(where, "the column 'mask' is %s", why) end
@@ -179,9 +172,10 @@ function M.columns(text, where, keys)
     system_prompt = read_messages(columns, where, keys)
   end
   check_types(columns, text, where, keys)
-  local id = M.id(text, columns)
-  -- A number that no double holds stays text.
-  if type(columns.id) == "number" and ("%.0f"):format(columns.id) ~= id then columns.id = id end
+  local id = text_of(text, "id", columns.id)
+  -- Only a number that a double holds is more than its text.
+  local is_exact = type(columns.id) == "number" and ("%.0f"):format(columns.id) == id
+  if not is_exact then columns.id = id end
   return columns, id, system_prompt
 end
 
