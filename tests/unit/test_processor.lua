@@ -258,7 +258,7 @@ check.case("a switch is on if absent, off if null or false", function()
   local std = 0.26862954
   -- Each is one rounding to f32 away.
   check.near(first {}, (0.2 - mean) / std, 1e-6, "absent")
-  for _, off in ipairs { false, cjson.null } do
+  for _, off in ipairs { false, cjson.null, 0 } do
     local name = tostring(off)
     check.near(first { do_rescale = off }, (51 - mean) / std, 1e-4, "do_rescale " .. name)
     check.near(first { do_normalize = off }, 0.2, 1e-6, "do_normalize " .. name)
@@ -268,9 +268,14 @@ check.case("a switch is on if absent, off if null or false", function()
   end
   check.equal(processor.new({ max_pixels = 4000 }):plan(56, 84).resized_height, 56,
     "do_resize absent")
-  check.raises(function() processor.new { do_resize = 0 } end,
-    "do_resize is 0.*true, false or null",
-    "do_resize 0")
+  for _, on in ipairs { true, 1, 2 } do
+    local rescaled = first { do_rescale = on, do_normalize = on }
+    check.near(rescaled, (0.2 - mean) / std, 1e-6, "on: " .. tostring(on))
+    local resizing = processor.new { do_resize = on, max_pixels = 4000 }
+    check.equal(resizing:plan(56, 84).resized_height, 56, "do_resize " .. tostring(on))
+  end
+  check.raises(function() processor.new { do_resize = "false" } end,
+    "do_resize is 'false'.*true, false, 1, 0 or null", "a text")
 end)
 
 -- ---- positions ----

@@ -29,7 +29,7 @@
 -- resized (Pillow's bicubic) only if its size is not already one that smart_resize gives. A
 -- message's item may have limits of its own, as for qwen_vl_utils, which take the place of these.
 -- do_resize, do_rescale and do_normalize are on where the config lacks them, and off where it has
--- null or false, as in transformers.
+-- null, false or 0, as in transformers. Texts are refused: Python takes "false" as on.
 -- Settings that the config lacks: patch_size 14, temporal_patch_size 2, merge_size 2, CLIP's mean
 -- and std, rescale_factor 1/255, min_pixels 3136 and max_pixels 1003520, as in transformers' class.
 -- A folder without any config has 12845056, as in the released folders.
@@ -113,8 +113,9 @@ local function reader(config, where)
   local function is_on(key)
     local v = config[key]
     if v == nil then return true end
-    if v == cjson.null then return false end
-    if type(v) ~= "boolean" then bad(key, v, "true, false or null") end
+    if v == cjson.null or v == 0 then return false end
+    if type(v) == "number" then return true end
+    if type(v) ~= "boolean" then bad(key, v, "true, false, 1, 0 or null") end
     return v
   end
   return get, bad, is_on
