@@ -219,6 +219,26 @@ check.case("the file's settings reach the sampler", function()
   check.equal({ one.finish, last }, { "stop", greedy.ids[3] }, "a single eos_token_id")
 end)
 
+-- transformers 5.24 has no stop token then, also if config.json names one.
+check.case("a generation_config.json without eos_token_id", function()
+  local script = place .. "/stops.lua"
+  files.write(script, ([[
+    local model = require("segzero").qwen_vl %q
+    print("stops " .. table.concat(model:stop_ids(), " "))
+  ]]):format(dir))
+  local note = ("note: %s: there is no eos_token_id: answers end at the token"):format(config_path)
+  for _, case in ipairs { { "none", nil, false }, { "no id", { max_new_tokens = 7 }, true },
+    { "null", { eos_token_id = cjson.null }, true }, { "an id", { eos_token_id = 5 }, false } } do
+    local name, json, is_noted = unpack(case, 1, 3)
+    if json then files.write(config_path, cjson.encode(json)) end
+    local text = mini.run { script }
+    os.remove(config_path)
+    local stops = name == "an id" and "stops 5\n" or ("stops %d"):format(EOS[1])
+    check.ok(text:find(stops, 1, true), name .. ": " .. text)
+    check.equal(text:find(note, 1, true) ~= nil, is_noted, name .. ": " .. text)
+  end
+end)
+
 check.case("greedy is the default, with the file's penalty", function()
   local file = { eos_token_id = EOS, max_new_tokens = 7 }
   local options = { temperature = 0, max_new_tokens = 7 }

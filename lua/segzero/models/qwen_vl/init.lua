@@ -301,9 +301,19 @@ function own:banned_ids()
 end
 
 -- Tokens that end an answer: generation_config.json's, else config.json's, else the tokenizer's end
--- of turn.
+-- of turn. transformers stops at a generation_config.json without any, and answers have no end.
 function own:stop_ids()
-  return self:generation().eos_token_id or self.config_stop_ids or { self:tokenizer().eos_id }
+  local ids = self:generation().eos_token_id
+  if ids then return ids end
+  ids = self.config_stop_ids or { self:tokenizer().eos_id }
+  local path = (self.dir or "") .. "/generation_config.json"
+  if self.dir and files.exists(path) then
+    local source = self.config_stop_ids and "eos_token_id of config.json"
+      or "the tokenizer's end of turn"
+    notes.say(("%s: there is no eos_token_id: answers end at the token %s, %s. transformers' "
+      .. "generate goes on to max_new_tokens"):format(path, table.concat(ids, " or "), source))
+  end
+  return ids
 end
 
 -- ---- saving ----
