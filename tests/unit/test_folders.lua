@@ -294,6 +294,35 @@ check.case("adapters are PEFT's", function()
   end
 end)
 
+-- Which pattern PEFT 0.21.2's get_pattern_key picks.
+check.case("the first pattern of the file that matches a layer counts", function()
+  local dir = mini.copy("tests/golden/lora/L2", place .. "/patterns")
+  local path = dir .. "/adapter_config.json"
+  local text = files.read(path)
+  local module = "model.language_model.layers.0.self_attn.q_proj"
+  local default = files.read_json(path).lora_alpha
+  -- The module's alpha with these patterns.
+  local function alpha(patterns)
+    files.write(path, (text:gsub('"alpha_pattern": {}', function()
+      return '"alpha_pattern": ' .. patterns
+    end)))
+    for _, pair in ipairs(sz.qwen_vl("tests/golden/qwen_vl/Q1", { adapter = dir }).lora.list) do
+      if pair.module == module then return pair.alpha end
+    end
+  end
+  local NARROW = '"layers.0.self_attn.q_proj": 3'
+  for patterns, want in pairs {
+    ['{"q_proj": 2, ' .. NARROW .. "}"] = 2,
+    ["{" .. NARROW .. ', "q_proj": 2}'] = 3,
+    ['{"k_proj": 9, "[qk]_proj": 4, "q_proj": 2}'] = 4,
+    ['{"_proj": 2, "^layers.0.self_attn.q_proj": 5}'] = default,
+    ['{"^model.language_model.layers.0.self_attn.q_proj": 5}'] = 5,
+    ['{"q_proj|k_proj": 6}'] = 6,
+  } do
+    check.equal(alpha(patterns), want, patterns)
+  end
+end)
+
 -- ---- tokenizers ----
 check.case("added tokens and normal forms are transformers'", function()
   check.equal(#golden.tokens, 15, "cases")

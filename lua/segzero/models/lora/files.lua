@@ -20,6 +20,7 @@
 local cjson = require "cjson"
 local files = require "segzero.core.files"
 local integrity = require "segzero.runs.integrity"
+local pyjson = require "segzero.formats.pyjson"
 local safetensors = require "segzero.formats.safetensors"
 local known_keys = require "segzero.models.known_keys"
 local opening = require "segzero.models.opening"
@@ -139,6 +140,20 @@ local function check_config(path, json)
   end
 end
 
+-- {rank_pattern = {pattern, ...}, alpha_pattern = {...}} as the file orders them, which decoding
+-- as a Lua table loses.
+local function pattern_order(path)
+  local text = files.read(path):gsub("^\239\187\191", "")
+  local ok, object = pcall(pyjson.decode, text)
+  if not ok then error(path .. ": Python does not read this JSON", 0) end
+  local order = {}
+  for _, key in ipairs { "rank_pattern", "alpha_pattern" } do
+    local patterns = object.map[key]
+    order[key] = type(patterns) == "table" and patterns.keys or {}
+  end
+  return order
+end
+
 function M.read_config(dir)
   if not files.exists(dir .. "/.") then
     error((opening.missing(dir):gsub("^no model in", "no adapter in")), 0)
@@ -146,6 +161,7 @@ function M.read_config(dir)
   integrity.file(dir, "adapter_config.json")
   local json = files.read_json_object(dir .. CONFIG)
   check_config(dir .. CONFIG, json)
+  json.pattern_order = pattern_order(dir .. CONFIG)
   return json
 end
 
@@ -200,19 +216,14 @@ end
 
 -- ---- the settings of one module ----
 -- The value of rank_pattern or alpha_pattern for a module, which has a name in memory and one in
--- the file; the default where no pattern matches.
-local function of_pattern(path, json, key, names, default)
-  local found, by
-  for pattern, v in pairs(value(json, key) or {}) do
-    local matched = targets.matches({ pattern = ("(.*\\.)?(%s)"):format(pattern) }, names[1])
-      or targets.matches({ pattern = ("(.*\\.)?(%s)"):format(pattern) }, names[2])
-    if matched and found and found ~= v then
-      error(("%s: %s: '%s' and '%s' both match %s and differ"):format(path, key,
-        known_keys.name(by), known_keys.name(pattern), names[1]), 0)
-    end
-    if matched then found, by = v, pattern end
+-- the file; the default where no pattern matches. As in PEFT, the first that matches counts.
+local function of_pattern(json, key, names, default)
+  for _, pattern in ipairs(json.pattern_order[key]) do
+    local ending = { pattern = ("(.*\\.)?(%s)"):format(pattern) }
+    local matched = targets.matches(ending, names[1]) or targets.matches(ending, names[2])
+    if matched then return json[key][pattern] end
   end
-  return found or default
+  return default
 end
 
 -- Whether the config selects this module, by target_modules, exclude_modules, layers_to_transform.
@@ -237,7 +248,7 @@ local function is_selected(json, name)
 end
 
 -- The adapter of weight w, or nil and what is wrong with it.
-local function adapter_of(policy, path, json, w, pair)
+local function adapter_of(policy, json, w, pair)
   local module = policy:module_name(w.name)
   local names = { module, pair.module }
   local problem = mismatch(w, module, pair.A:shape(), pair.B:shape())
@@ -247,12 +258,12 @@ local function adapter_of(policy, path, json, w, pair)
       .. "layers_to_transform)"):format(module)
   end
   local rank = pair.A:shape()[1]
-  local expected = of_pattern(path, json, "rank_pattern", names, json.r)
+  local expected = of_pattern(json, "rank_pattern", names, json.r)
   if rank ~= expected then
     return nil, ("%s: the rank of the tensors is %d, adapter_config.json says %g"):format(module,
       rank, expected)
   end
-  local alpha = of_pattern(path, json, "alpha_pattern", names, json.lora_alpha)
+  local alpha = of_pattern(json, "alpha_pattern", names, json.lora_alpha)
   local scale = alpha / rank
   if value(json, "use_rslora") then scale = alpha / math.sqrt(rank) end
   return { index = w.index, name = w.name, module = module, scale = scale, alpha = alpha,
@@ -268,7 +279,7 @@ function M.fit(policy, dir, json, loaded)
     local pair = found[w.name]
     found[w.name] = nil
     if pair then
-      local adapter, problem = adapter_of(policy, dir .. CONFIG, json, w, pair)
+      local adapter, problem = adapter_of(policy, json, w, pair)
       list[#list + 1] = adapter
       problems[#problems + 1] = problem
     end
