@@ -21,7 +21,7 @@
 --
 -- Values: booleans, numbers, strings for bytes and texts. An integer beyond 2^53 is a string of its
 -- digits. A struct is a table of its fields, a list a table of its elements, a map a table from
--- keys to values. A null is nil, and cjson.null inside a list.
+-- keys to values. A null is nil, and cjson.null inside a list or map.
 -- C reads levels and values of the leaf columns (runtime/io/parquet); this file puts nested values
 -- together, after the Dremel paper: a level says how deep a value is defined, and where a list goes
 -- on.
@@ -232,6 +232,7 @@ local function map_value(streams, map)
   repeat
     local key = assemble(streams, entry.children[1])
     local value = assemble(streams, entry.children[2])
+    if value == nil then value = cjson.null end
     if key ~= nil then out[key] = value end
   until not goes_on(streams, entry)
   return out

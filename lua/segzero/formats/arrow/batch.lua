@@ -325,7 +325,9 @@ function VALUE.map(array, i)
   local out = {}
   for k = first, first + count - 1 do
     local key = M.value(entries.children[1], k)
-    if key ~= nil then out[key] = M.value(entries.children[2], k) end
+    local value = M.value(entries.children[2], k)
+    if value == nil then value = cjson.null end
+    if key ~= nil then out[key] = value end
   end
   return out
 end
