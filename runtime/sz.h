@@ -426,6 +426,8 @@ typedef struct {
     int leaf;             /* index for sz_parquet_read, -1 for a group */
     int max_def, max_rep; /* of the levels below */
     int scale;            /* of a decimal: its digits after the point */
+    int unit;             /* of a logical time: 1, 2, 3 for ms, us, ns; 0: none */
+    int is_utc;           /* of a logical time: whether it is counted from UTC */
 } sz_parquet_node;
 /* Values of one leaf column: an entry of def and rep for each level, a value where def is the
  * column's max_def. */

@@ -445,7 +445,23 @@ check.case("solutions that are no texts are what Python makes of them", function
       end
     end
   end
-  check.equal(count, 2 * 50, "values")
+  check.equal(count, 2 * 88, "values")
+end)
+
+-- Python's str() of the first two; Europe/Berlin is an hour ahead there.
+local ZONES = {
+  ["+02:00"] = { "2024-01-31 14:00:00.500000+02:00", "1970-01-01 01:59:59.999999+02:00" },
+  ["-05:30"] = { "2024-01-31 06:30:00.500000-05:30", "1969-12-31 18:29:59.999999-05:30" },
+  ["Europe/Berlin"] = { "2024-01-31 12:00:00.500000+00:00", "1969-12-31 23:59:59.999999+00:00" },
+}
+
+check.case("times of zones: fixed ones as in Python, named ones in UTC with a note", function()
+  for zone, wants in pairs(ZONES) do
+    local set = sources.open(VALUES .. "rows.arrow", { split = "train", answer_key = zone })
+    for i, want in ipairs(wants) do check.equal(set:meta(i).solution, want, zone) end
+    local note = table.concat(set.notes, "\n"):find("times of the zone " .. zone, 1, true)
+    check.equal(note ~= nil, zone == "Europe/Berlin", zone .. ": a note")
+  end
 end)
 
 check.case("solutions of JSON that are no strings", function()

@@ -360,6 +360,7 @@ local function kind_of(field)
   local kind = { form = FORMS[field.type] or field.type }
   if field.type == "float" then kind.is_float = true end
   kind.scale = field.scale
+  kind.time = field.time
   if kind.form == "list" then kind.element = kind_of(field.children[1]) end
   if kind.form == "map" then
     local entry = field.children[1].children

@@ -7,9 +7,10 @@
 --   f:value(i, name)            one column of a row
 --   f:kind(name)                {form = "bool" | "number" | "bytes" | "list" | "struct" | "map",
 --                               is_float = true of a number that is no integer, scale = of a
---                               decimal, is_big_endian = of its bytes, element = of a list,
---                               fields = {name -> kind} and order = {name, ...} of a struct, key
---                               and value = of a map}, or nil
+--                               decimal, is_big_endian = of its bytes, time = of a date or time
+--                               (data/tables/time_text.lua), element = of a list, fields = {name ->
+--                               kind} and order = {name, ...} of a struct, key and value = of a
+--                               map}, or nil
 --   f:bytes(i, {name, ...}, use, most)      use(pointer, count, elements) of the bytes of a column,
 --                               of a struct's field or of a list's first element, with its length;
 --                               they are freed after it. Returns what it returns; nil without
@@ -57,7 +58,17 @@ local UINT_32 = 13
 local UINT_64 = 14
 local LOGICAL_MAP = 2
 local LOGICAL_LIST = 3
+local LOGICAL_DATE = 6
+local LOGICAL_TIME = 7
+local LOGICAL_TIMESTAMP = 8
 local LOGICAL_FLOAT16 = 15
+
+-- What kind:time is of a date or time that has a converted type alone.
+local CONVERTED_TIMES = {
+  [6] = { form = "date" },
+  [7] = { form = "time", digits = 3 }, [8] = { form = "time", digits = 6 },
+  [9] = { form = "datetime", digits = 3 }, [10] = { form = "datetime", digits = 6 },
+}
 
 local MAX_EXACT = 2 ^ 53
 
@@ -69,6 +80,7 @@ local function read_node(file, i)
   local node = {
     name = ffi.string(raw.name), type = raw.type, width = raw.width, repetition = raw.repetition,
     converted = raw.converted, logical = raw.logical, scale = raw.scale, leaf = raw.leaf,
+    unit = raw.unit, is_utc = raw.is_utc ~= 0,
     max_def = raw.max_def, max_rep = raw.max_rep, children = {},
   }
   local next_index = i + 1
@@ -309,6 +321,19 @@ end
 
 local kind_of
 
+-- What a date or time is, nil for another number. As in pyarrow, only a logical type says that a
+-- datetime is counted from UTC.
+local function time_kind(node)
+  if node.logical == LOGICAL_DATE then return { form = "date" } end
+  if node.logical == LOGICAL_TIME and node.unit > 0 then
+    return { form = "time", digits = 3 * node.unit }
+  end
+  if node.logical == LOGICAL_TIMESTAMP and node.unit > 0 then
+    return { form = "datetime", digits = 3 * node.unit, zone = node.is_utc and "UTC" or nil }
+  end
+  return CONVERTED_TIMES[node.converted]
+end
+
 local function leaf_kind(node)
   if node.type == FLOAT or node.type == DOUBLE or is_half(node) then
     return { form = "number", is_float = true }
@@ -318,6 +343,7 @@ local function leaf_kind(node)
     kind.scale = node.scale
     kind.is_big_endian = true
   end
+  if kind.form == "number" then kind.time = time_kind(node) end
   return kind
 end
 

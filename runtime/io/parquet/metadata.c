@@ -29,7 +29,7 @@ static char *text_of(thrift *t)
 
 /* ---- the schema ---- */
 
-enum { LOGICAL_DECIMAL = 5 };
+enum { LOGICAL_DECIMAL = 5, LOGICAL_TIME = 7, LOGICAL_TIMESTAMP = 8 };
 
 static void decimal_read(thrift *t, parquet_node *n)
 {
@@ -41,14 +41,38 @@ static void decimal_read(thrift *t, parquet_node *n)
     }
 }
 
-/* A union: the id of the field that is set. A decimal has its scale in it. */
+/* The union TimeUnit: milliseconds, microseconds, nanoseconds. */
+static void unit_read(thrift *t, parquet_node *n)
+{
+    int id = 0;
+    int type;
+    while ((type = thrift_field(t, &id)) != THRIFT_STOP) {
+        if (id >= 1 && id <= 3) n->unit = id;
+        thrift_skip(t, type);
+    }
+}
+
+static void time_read(thrift *t, parquet_node *n)
+{
+    int id = 0;
+    int type;
+    while ((type = thrift_field(t, &id)) != THRIFT_STOP) {
+        if (id == 1) n->is_utc = type == THRIFT_TRUE;
+        if (id == 2 && type == THRIFT_STRUCT) unit_read(t, n);
+        else thrift_skip(t, type);
+    }
+}
+
+/* A union: the id of the field that is set. A decimal has its scale in it, a time its unit. */
 static void logical_read(thrift *t, parquet_node *n)
 {
     int id = 0;
     int type;
     while ((type = thrift_field(t, &id)) != THRIFT_STOP) {
         n->logical = id;
+        bool is_time = id == LOGICAL_TIME || id == LOGICAL_TIMESTAMP;
         if (id == LOGICAL_DECIMAL && type == THRIFT_STRUCT) decimal_read(t, n);
+        else if (is_time && type == THRIFT_STRUCT) time_read(t, n);
         else thrift_skip(t, type);
     }
 }

@@ -143,7 +143,8 @@ int sz_parquet_node_at(const sz_parquet *f, int i, sz_parquet_node *to)
     const parquet_node *n = &f->meta.nodes[i];
     *to = (sz_parquet_node){ n->name,     n->type,      n->width,   n->repetition,
                              n->children, n->converted, n->logical, n->leaf,
-                             n->max_def,  n->max_rep,   n->scale };
+                             n->max_def,  n->max_rep,   n->scale,
+                             n->unit,     n->is_utc };
     return 0;
 }
 

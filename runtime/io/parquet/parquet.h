@@ -79,6 +79,8 @@ typedef struct {
     int converted; /* ConvertedType, -1: none */
     int logical;   /* field id of LogicalType, 0: none */
     int scale;     /* of a decimal: its digits after the point */
+    int unit;      /* of a logical time: 1, 2, 3 for ms, us, ns; 0: none */
+    int is_utc;    /* of a logical time: whether it is counted from UTC */
     int leaf;      /* index of the leaf column, -1 for a group */
     int max_def, max_rep;
 } parquet_node;

@@ -10,14 +10,19 @@
 --   roles.image                     a name
 --   roles.image_form                "bytes": the file's bytes, or a path; "struct": {bytes, path}
 --   roles.others                    {name, ...}, all that may be a row's columns
---   roles.notes                     {text, ...}: columns that are not read
+--   roles.notes                     {text, ...}: columns that are not read, or not as they are
 --
 -- file: an open Parquet or Arrow file. The defaults are Seg-Zero's and EasyR1's names: problem,
 -- solution, image or images; ReasonSeg's text; veRL's prompt and reward_model, ms-swift's messages,
 -- LLaVA's conversations; else the only column that holds images. A key of the user's must exist.
 -- Leaves out: values (source.lua).
 
+local time_text = require "segzero.data.tables.time_text"
+local visible = require "segzero.core.visible"
+
 local M = {}
+
+local MOST_SHOWN = 40           -- bytes of a zone's name in a note
 
 -- The names that each default stands for.
 local DEFAULTS = {
@@ -107,6 +112,18 @@ end
 -- VisionReasoner's sets of detection and counting have no solution, but boxes or a number.
 local function states_truth(file) return file:kind "bbox" ~= nil or file:kind "count" ~= nil end
 
+local function note_zones(file, roles)
+  for _, role in ipairs { "problem", "solution", "id" } do
+    local kind = roles[role] and file:kind(roles[role])
+    local zone = kind and kind.time and kind.time.zone
+    if time_text.is_named(zone) then
+      roles.notes[#roles.notes + 1] = ("%s: the column '%s' has times of the zone %s, whose "
+        .. "offsets are not known here: they are written in UTC"):format(file.path, roles[role],
+        visible.line(zone, MOST_SHOWN))
+    end
+  end
+end
+
 function M.roles(file, options)
   local roles = { others = {}, notes = {} }
   roles.problem = need(file, "prompt_key", find(file, "prompt_key", options.prompt_key), "problem")
@@ -139,6 +156,7 @@ function M.roles(file, options)
       end
     end
   end
+  note_zones(file, roles)
   return roles
 end
 

@@ -8,12 +8,12 @@
 -- of an integer column has no point. Lists, structs and maps are JSON as Python's
 -- json.dumps(value, ensure_ascii=False) writes it, not str() of a dictionary: fields in the
 -- schema's order, nulls kept, keys of a map sorted.
--- A decimal is str()'s text, also inside JSON.
--- Leaves out: dates and times, which are the numbers that store them; nulls of a map, which the
--- readers leave out.
+-- A decimal is str()'s text, also inside JSON. So is a date or time (time_text.lua), in quotes.
+-- Leaves out: durations, which are the numbers that store them.
 
 local cjson = require "cjson"
 local ffi = require "ffi"
+local time_text = require "segzero.data.tables.time_text"
 
 ffi.cdef "int snprintf(char *text, size_t size, const char *format, ...);"
 
@@ -188,6 +188,7 @@ function json(value, kind)
   if value == nil or value == cjson.null then return "null" end
   if type(value) == "boolean" then return tostring(value) end
   if kind.scale and type(value) ~= "table" then return decimal(value, kind) end
+  if kind.time then return M.quote(time_text.of(value, kind.time)) end
   if type(value) == "number" then
     local text = number(value, kind)
     return SPECIAL[text] or text
@@ -207,6 +208,7 @@ function M.of(value, kind)
   kind = kind or ANY
   local type_name = type(value)
   if kind.scale and type_name ~= "table" then return decimal(value, kind) end
+  if kind.time then return time_text.of(value, kind.time) end
   if type_name == "number" then return number(value, kind) end
   if type_name == "boolean" then return value and "True" or "False" end
   if type_name == "table" then return json(value, kind) end

@@ -7,7 +7,8 @@
 --
 -- field: {name =, type = "int", "float", "bool", "bytes", "view" (of bytes), "fixed", "list",
 -- "fixed_list", "struct", "map" or "null"; width = bytes of a value; signed = of an int; offsets =
--- bytes of an offset, 4 or 8; scale = of a decimal, which is "fixed"; count = of a fixed list;
+-- bytes of an offset, 4 or 8; scale = of a decimal, which is "fixed"; time = of an int that is a
+-- date or time (data/tables/time_text.lua); count = of a fixed list;
 -- children = {...}; dictionary = {id =, width =, signed =} or nil}
 -- Leaves out: views of lists, unions, run ends, intervals: an error names the column.
 
@@ -119,15 +120,32 @@ local function number(width)
   end
 end
 
-SET.Timestamp = number(8)
 SET.Duration = number(8)
+
+-- Digits of a second after the point, of Arrow's units: seconds, ms, us, ns.
+local function digits_of(unit)
+  if unit < 0 or unit > 3 then fail("a time of unit %d", unit) end
+  return 3 * unit
+end
+
+function SET.Timestamp(f, b, t)
+  number(8)(f)
+  f.time = { form = "datetime", digits = digits_of(b:i16(t, 0, 0)), zone = b:text(t, 1) }
+  if f.time.zone == "" then f.time.zone = nil end
+end
 
 -- Days in 32 bits, or milliseconds in 64.
 function SET.Date(f, b, t)
-  number(b:i16(t, 0, 1) == 0 and 4 or 8)(f)
+  f.time = { form = "date" }
+  if b:i16(t, 0, 1) == 0 then return number(4)(f) end
+  number(8)(f)
+  f.time.digits = 3
 end
 
-function SET.Time(f, b, t) number(int_width(b:i32(t, 1, 32)))(f) end
+function SET.Time(f, b, t)
+  number(int_width(b:i32(t, 1, 32)))(f)
+  f.time = { form = "time", digits = digits_of(b:i16(t, 0, 1)) }
+end
 
 local CHILDREN = { list = 1, map = 1, fixed_list = 1 }
 
