@@ -375,8 +375,8 @@ end)
 check.case("torch.randn is sz.tensor.randn here", function()
   local sz = require "segzero"
   for _, name in ipairs { "randn", "zeros", "arange" } do
-    check.raises(function() return sz[name] end,
-      "test_tensor%.lua:%d+: there is no sz." .. name .. "; did you mean sz%.tensor%." .. name, name)
+    local message = "test_tensor%%.lua:%%d+: there is no sz%%.%s; did you mean sz%%.tensor%%.%s"
+    check.raises(function() return sz[name] end, message:format(name, name), name)
   end
   check.equal(sz.no_such_name, nil, "another name is nil")
 end)

@@ -11,10 +11,10 @@
 --   return M
 --
 -- A mistake in the settings is printed as "NAME: message", NAME of the script or the command, and
--- ends the program with status 2. An error in the work ends it with status 1, unless it is a mistake
--- in the settings that shows up late (core/mistake.lua), or a signal was the reason: then the status
--- is 128 + its number. A module may have run(args) instead of `execute`; its errors go to the
--- host program, with the same status. With several ranks the first one alone prints.
+-- ends the program with status 2. An error in the work ends it with status 1, unless it is a
+-- mistake in the settings that shows up late (core/mistake.lua), or a signal was the reason: then
+-- the status is 128 + its number. A module may have run(args) instead of `execute`; its errors go
+-- to the host program, with the same status. With several ranks the first one alone prints.
 -- Leaves out: parsing (schema.lua).
 
 local arguments = require "segzero.config.arguments"

@@ -10,8 +10,8 @@
 --   }
 --
 -- Words are what is neither key=value nor an option or its value. A mistake in them is printed as
--- "reward: message" with the status 2, an error in the work with the status 1, unless it is a mistake
--- that shows up late (core/mistake.lua). --help [PART] prints the schema's help.
+-- "reward: message" with the status 2, an error in the work with the status 1, unless it is a
+-- mistake that shows up late (core/mistake.lua). --help [PART] prints the schema's help.
 -- Leaves out: scripts with settings (cli.lua).
 
 local arguments = require "segzero.config.arguments"

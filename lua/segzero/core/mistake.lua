@@ -6,9 +6,10 @@
 --   mistake.guard(f, ...)         f's results; a mistake in f ends the program with status 2
 --
 -- The message is remembered, because errors pass through code that only keeps their text.
+-- Under plain LuaJIT, without the host program, a mistake in guard's f is an error like others.
 -- Leaves out: printing, which the host program does.
 
-local host = require "segzero.host"
+local has_host, host = pcall(require, "segzero.host")
 
 local M = {}
 
@@ -16,6 +17,7 @@ local MISTAKE = 2
 local FAILURE = 1
 
 local last
+local explain = has_host and host.explain or function(message) return message end
 
 function M.raise(message)
   last = message
@@ -28,7 +30,7 @@ local function passed_on(ok, ...)
   error((...), 0)
 end
 
-function M.reading(f, ...) return passed_on(xpcall(f, host.explain, ...)) end
+function M.reading(f, ...) return passed_on(xpcall(f, explain, ...)) end
 
 -- Others may have added words before or after the message, or put the setting's name in place of
 -- its first words ("data set NAME: ...").
@@ -40,10 +42,10 @@ end
 
 local function finished(ok, ...)
   if ok then return ... end
-  if M.status((...)) == MISTAKE then host.fail("segzero", (...), MISTAKE) end
+  if has_host and M.status((...)) == MISTAKE then host.fail("segzero", (...), MISTAKE) end
   error((...), 0)
 end
 
-function M.guard(f, ...) return finished(xpcall(f, host.explain, ...)) end
+function M.guard(f, ...) return finished(xpcall(f, explain, ...)) end
 
 return M

@@ -66,7 +66,9 @@ end
 -- ---- reading a folder ----
 local function read_config(folder, what)
   local text = files.read(folder .. "/config.json")
-  if not text then mistake.raise(("%s: %s holds no evaluation (config.json)"):format(what, folder)) end
+  if not text then
+    mistake.raise(("%s: %s holds no evaluation (config.json)"):format(what, folder))
+  end
   local ok, config = pcall(cjson.decode, text)
   if not ok or type(config) ~= "table" then
     error(("%s: %s/config.json is not JSON"):format(what, folder), 0)

@@ -98,8 +98,9 @@ function M.check(cfg, asked, ranks)
       :format(batch, replicas), 0)
   end
   if asked.answer and asked.answer > most then
-    mistake.raise(("plan: answer_tokens=%d is more than data.max_response_length=%d, where answers end")
-      :format(asked.answer, most))
+    local message = "plan: answer_tokens=%d is more than data.max_response_length=%d, where "
+      .. "answers end"
+    mistake.raise(message:format(asked.answer, most))
   end
   if asked.rate and ranks == 1 then
     mistake.raise("plan: gb_per_second is about several ranks, one sends nothing: add --ranks W")

@@ -141,10 +141,9 @@ int sz_parquet_node_at(const sz_parquet *f, int i, sz_parquet_node *to)
 {
     if (i < 0 || i >= f->meta.node_count) return sz_fail("%s: no node %d", f->path, i);
     const parquet_node *n = &f->meta.nodes[i];
-    *to = (sz_parquet_node){ n->name,     n->type,      n->width,   n->repetition,
-                             n->children, n->converted, n->logical, n->leaf,
-                             n->max_def,  n->max_rep,   n->scale,
-                             n->unit,     n->is_utc };
+    *to = (sz_parquet_node){ n->name,      n->type,    n->width, n->repetition, n->children,
+                             n->converted, n->logical, n->leaf,  n->max_def,    n->max_rep,
+                             n->scale,     n->unit,    n->is_utc };
     return 0;
 }
 
