@@ -25,7 +25,7 @@ local geometry = require "rewards.geometry"
 local answer = require "segzero.formats.answer"
 local cli = require "segzero.config.cli"
 local grpo = require "recipes.refcocog_grpo"
-local records = require "segzero.train.records"
+local reward_parts = require "segzero.log.reward_parts"
 
 local ABOUT = "Trains as recipes/refcocog_grpo.lua does, with the reward of this file."
 local USAGE = { "[key=value ...]", "--score ANSWER TRUTH" }
@@ -56,7 +56,7 @@ end
 
 local function print_score(text, ground_truth)
   local score, parts = M.reward(text or "", ground_truth or "")
-  print(("score %.3f (%s)"):format(score, records.parts_text(parts)))
+  print(("score %.3f (%s)"):format(score, reward_parts.text(parts)))
 end
 
 function M.run(args)

@@ -1,5 +1,6 @@
 -- test_loggers.lua - what the loggers tensorboard, csv, wandb and jsonl write, read back by
--- decoders of this file; veRL's names; and that a run that goes on has each step once.
+-- decoders of this file; veRL's names; that a run that goes on has each step once; and the
+-- console's lines with the parts of a reward.
 --
 -- TensorBoard's and W&B's own readers: tests/golden/check_tensorboard.py and check_wandb.py.
 
@@ -11,8 +12,10 @@ local mini = require "tests.support.miniature"
 local crc32 = require "segzero.log.crc32"
 local files = require "segzero.core.files"
 local folders = require "segzero.core.folders"
+local host = require "segzero.host"
 local log = require "segzero.log"
 local names = require "segzero.log.names"
+local process = require "tests.support.process"
 local sz = require "segzero"
 
 local place = mini.folder()
@@ -510,6 +513,35 @@ check.case("jsonl: a step's line has our names and veRL's", function()
   local t = cjson.decode((files.read(folder .. "/metrics.jsonl")))
   check.equal({ t.reward, t["critic/score/mean"], t["timing_s/step"], t.step },
     { 2.5, 2.5, 2, 1 }, "both")
+end)
+
+-- ---- console ----
+-- Twelve steps in a process of its own; the reward of a step is its number.
+local CONSOLE_RUN = [[
+local log = require("segzero.log").open({ "console" }, { total_steps = 12, first_step = 0 })
+log:start(0, 12)
+for step = 1, 12 do
+  log:scalars(step, { step = step, reward = step, length = 1, kl = 0, entropy = 0, grad_norm = 0,
+    mismatch = 0%s })
+end]]
+
+local function console_lines(parts)
+  local script = place .. "/console.lua"
+  files.write(script, CONSOLE_RUN:format(parts))
+  return (process.run({ host.executable, script }, { timeout = 60 }))
+end
+
+check.case("console: the parts of the reward, every ten steps and at the end", function()
+  local text = console_lines ', ["reward/iou"] = step, ["reward/format"] = 0.5'
+  local tenth, twelfth = text:match "10/12 [^\n]*\n  parts: (.-)\n.*12/12 [^\n]*\n  parts: (.-)\n"
+  check.equal(tenth, "format 0.50, iou 5.50", "the mean of steps 1 to 10")
+  check.equal(twelfth, "format 0.50, iou 11.50", "of steps 11 and 12")
+  check.equal(select(2, text:gsub("parts:", "")), 2, "no other line has them: " .. text)
+end)
+
+check.case("console: a reward of one part is its own part", function()
+  check.equal(console_lines(', ["reward/iou"] = step'):find "parts:", nil, "one")
+  check.equal(console_lines(""):find "parts:", nil, "none")
 end)
 
 check.case("without a run folder nothing is written", function()

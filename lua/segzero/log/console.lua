@@ -7,10 +7,13 @@
 --
 -- The line of a step: reward, mean length, KL, entropy, gradient norm, the largest difference
 -- between the sampler's and the trainer's log-probabilities, seconds a step, and the estimated time
--- left. Leaves out: colours; how far a step is (progress.lua).
+-- left. Every PARTS_EVERY steps a line has the parts of the reward, if there are several: the means
+-- over the steps since the last such line.
+-- Leaves out: colours; how far a step is (progress.lua).
 
 local core = require "segzero.core.ffi"
 local live_line = require "segzero.core.live_line"
+local reward_parts = require "segzero.log.reward_parts"
 local timer = require "segzero.log.timer"
 local visible = require "segzero.core.visible"
 
@@ -20,9 +23,10 @@ local methods = {}
 local mt = { __index = methods }
 
 local TIME_EVERY = 50       -- steps between two lines that say where the time went
+local PARTS_EVERY = 10      -- steps between two lines with the parts of the reward
 
 function M.open(run)
-  return setmetatable({ run = run, spent = {} }, mt)
+  return setmetatable({ run = run, spent = {}, parts = {}, parts_steps = 0 }, mt)
 end
 
 -- Seconds as "m:ss" or "h:mm:ss".
@@ -78,6 +82,23 @@ function methods:step_line(step, t)
     M.duration(each * (total - step)))
 end
 
+-- Adds a step's parts of the reward, and prints their means when they are due.
+local function count_parts(self, step, t)
+  for name, v in pairs(reward_parts.of_step(t)) do
+    self.parts[name] = (self.parts[name] or 0) + v
+  end
+  self.parts_steps = self.parts_steps + 1
+  if step % PARTS_EVERY ~= 0 and step ~= self.run.total_steps then return end
+  local count = 0
+  for name, sum in pairs(self.parts) do
+    count = count + 1
+    self.parts[name] = sum / self.parts_steps
+  end
+  if count > 1 then say("  parts: " .. reward_parts.text(self.parts)) end
+  self.parts = {}
+  self.parts_steps = 0
+end
+
 -- Called by the run when its first step begins, so that loading and evaluating do not count as
 -- steps.
 function methods:start() self.started = core.C.sz_seconds() end
@@ -89,6 +110,7 @@ function methods:scalars(step, t)
   if norm ~= norm or norm == math.huge then
     say "  the gradient is not finite: this update is skipped"
   end
+  count_parts(self, step, t)
   for name, seconds in pairs(t.time or {}) do
     self.spent[name] = (self.spent[name] or 0) + seconds
   end

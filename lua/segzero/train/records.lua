@@ -86,20 +86,4 @@ function M.rollout_rows(step, groups)
   return list
 end
 
--- {iou = 0.5, points = 1} -> "iou 0.50, points 1.00".
-function M.parts_text(parts)
-  local names = {}
-  for name in pairs(parts) do names[#names + 1] = name end
-  table.sort(names)
-  local texts = {}
-  for i, name in ipairs(names) do texts[i] = ("%s %.2f"):format(name, parts[name]) end
-  return table.concat(texts, ", ")
-end
-
--- The same as " (...)"; empty if the reward has no parts.
-function M.parts_in_brackets(parts)
-  if next(parts) == nil then return "" end
-  return (" (%s)"):format(M.parts_text(parts))
-end
-
 return M

@@ -52,6 +52,7 @@ local options_of = require("segzero.train.options").of
 local progress = require "segzero.log.progress"
 local records = require "segzero.train.records"
 local reward_kl = require "segzero.train.reward_kl"
+local reward_parts = require "segzero.log.reward_parts"
 local rollout = require "segzero.train.rollout"
 local runner = require "segzero.reward.runner"
 local sampler = require "segzero.data.sampler"
@@ -63,7 +64,7 @@ local update = require "segzero.train.update"
 local user_code = require "segzero.core.user_code"
 local vision_cache = require "segzero.inference.vision_cache"
 
-local M = { sorted_parts = records.parts_text }
+local M = { sorted_parts = reward_parts.text }
 
 local methods = {}
 local mt = { __index = methods }

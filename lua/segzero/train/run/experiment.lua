@@ -33,9 +33,9 @@ local paths = require "segzero.config.paths"
 local plan_state = require "segzero.tools.plan_state"
 local position = require "segzero.data.position"
 local prompts = require "segzero.data.prompt"
-local records = require "segzero.train.records"
 local reloading = require "segzero.reward.reloading"
 local resuming = require "segzero.runs.resuming"
+local reward_parts = require "segzero.log.reward_parts"
 local run_folder = require "segzero.runs.run_folder"
 local runner = require "segzero.reward.runner"
 local segmenter_of = require "segzero.inference.segmenter"
@@ -238,7 +238,7 @@ end
 local function evaluate_before(t)
   local result = loop.evaluate(t, sheets.ROWS)
   say(t, "held-out reward before: %.3f of %d rows%s", result.reward, t.held_out:count(),
-    records.parts_in_brackets(result.parts))
+    reward_parts.in_brackets(result.parts))
   if result.giou then
     say(t, "held-out gIoU before: %.3f (ceiling %s)", result.giou, number(result.ceiling))
   end
@@ -256,8 +256,7 @@ local function evaluate_after(t, before)
   local result = loop.evaluate(t, sheets.ROWS)
   local seed = t.config.data.seed
   local rows = t.held_out:count()
-  say(t, "held-out reward after: %.3f%s", result.reward,
-    records.parts_in_brackets(result.parts))
+  say(t, "held-out reward after: %.3f%s", result.reward, reward_parts.in_brackets(result.parts))
   sheets.write(t, "after", result)
   local images = before and sheets.compare(t, before, result)
   sheets.release(before)

@@ -17,8 +17,8 @@
 local ending = require "segzero.train.run.ending"
 local evaluator = require "segzero.evaluation.evaluator"
 local health = require "segzero.train.run.health"
-local records = require "segzero.train.records"
 local retention = require "segzero.runs.retention"
+local reward_parts = require "segzero.log.reward_parts"
 local rollout = require "segzero.train.rollout"
 local saving = require "segzero.train.run.saving"
 local stop = require "segzero.core.stop"
@@ -66,7 +66,7 @@ local function evaluate_if_due(t, step)
   local giou = ""
   if result.giou then giou = (", gIoU %.3f"):format(result.giou) end
   say(t, "  held-out reward at step %d: %.3f%s%s", step, result.reward,
-    records.parts_in_brackets(result.parts), giou)
+    reward_parts.in_brackets(result.parts), giou)
 end
 
 -- A checkpoint that is due waits for a step whose gradient is finite, because the weights of a
