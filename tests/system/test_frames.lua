@@ -191,7 +191,7 @@ check.case("frames are said at the start", function()
     true), "evaluation: " .. text)
   text, status = mini.recipe(policy, { "data.resize=big" })
   check.equal({ status, text:match "data%.resize is [^\n]*" },
-    { 1, "data.resize is 'big', expected none or a size such as 840x840" }, "a bad setting")
+    { 2, "data.resize is 'big', expected none or a size such as 840x840" }, "a bad setting")
 end)
 
 -- Solutions of an unsaid frame are refused before the first step.

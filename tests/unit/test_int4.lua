@@ -247,7 +247,7 @@ end)
 
 check.case("4-bit weights without adapters are refused before anything is loaded", function()
   local output, status = mini.recipe(dir, { "worker.actor.model.dtype=int4" })
-  check.equal(status, 1, "exit status")
+  check.equal(status, 2, "exit status")
   check.ok(output:find("worker.actor.model.dtype=int4: 4-bit weights are not trained, only "
     .. "adapters are; set worker.actor.model.lora.rank", 1, true), output)
 end)
