@@ -70,6 +70,7 @@ check.case("texts that the Python scripts refuse", function()
   refused(THINK .. '{"bbox":null,' .. POINTS, "no numbers", "null for a box")
   refused(THINK .. '{"bbox":[1,2,NaN,4],' .. POINTS, "4 numbers", "NaN")
   refused(THINK .. '{"bbox":[1,2,1e400,4],' .. POINTS, "4 numbers", "infinity")
+  refused(THINK .. '{"bbox":[1,2,1e308,4],' .. POINTS, "4 numbers", "infinite once it is scaled")
   refused(THINK .. '{"bbox":[1,2,3,"4.5"],' .. POINTS, "4 numbers", "int('4.5') raises")
 
   -- Points.
@@ -134,6 +135,7 @@ check.case("lists of objects that the Python scripts refuse", function()
   refused(object '{"bbox_2d": [1,2,3], "point_2d": [1,2]}', "object 1 .*bbox_2d", "a short box")
   refused(object '{"bbox_2d": ["1",2,3,4], "point_2d": [1,2]}', "bbox_2d", "a string in a box")
   refused(object '{"bbox_2d": [1,2,3,4], "point_2d": [NaN,2]}', "point_2d", "NaN in a point")
+  refused(object '{"bbox_2d": [1,2,3,4], "point_2d": [-1e308,2]}', "point_2d", "a huge point")
 end)
 
 check.case("lists of boxes whose points may be missing", function()

@@ -72,7 +72,7 @@ local function matches(list, objects)
     end
   end
   local _, total = assignment.solve(costs, #list, #objects)
-  return -total
+  return math.abs(total)
 end
 
 -- ---- the answer ----

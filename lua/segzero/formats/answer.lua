@@ -19,7 +19,8 @@
 --   local either, why = answer.read(text, several)
 --
 -- parse and parse_list return nil and a sentence exactly where the Python scripts raise an error,
--- which their evaluations count as IoU 0.
+-- which their evaluations count as IoU 0. They refuse coordinates from 1e100 on, too: Python raises
+-- only where one becomes infinite as it is scaled, but then areas of boxes would be infinite here.
 -- One object: the first {...} anywhere in the text is read, even inside the thinking. The box is
 -- the first key that contains "bbox", the points are the first two keys that contain "points".
 -- Coordinates are cut to integers, then scaled and rounded half to even. The thinking is required.
@@ -38,6 +39,8 @@ local floor = math.floor
 local find = string.find
 local sub = string.sub
 
+local LIMIT = 1e100
+
 local function text_of(text, level)
   if type(text) ~= "string" then
     error("answer: the text is a " .. type(text) .. ", not a string", level + 1)
@@ -46,10 +49,13 @@ end
 
 local function thinking(text) return text:match "<think>([^<]+)</think>" end
 
--- int(value) of a JSON value; nil if a double cannot hold it.
+-- Not NaN, and small enough for areas of scaled boxes to be finite.
+local function is_coordinate(v) return math.abs(v) < LIMIT end
+
+-- int(value) of a JSON value; nil if it is no coordinate.
 local function whole(value)
   local n = pyjson.int(value)
-  if n and n < math.huge and n > -math.huge then return n end
+  if n and is_coordinate(n) then return n end
   return nil
 end
 
@@ -164,7 +170,7 @@ local function numbers(value, count)
     local v = value[i]
     if v == true then v = 1 end
     if v == false then v = 0 end
-    if type(v) ~= "number" or v ~= v or v == math.huge or v == -math.huge then return nil end
+    if type(v) ~= "number" or not is_coordinate(v) then return nil end
     out[i] = v
   end
   return out
