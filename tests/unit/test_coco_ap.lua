@@ -58,6 +58,15 @@ check.case("a truth that is none is one line", function()
   files.write(path, '{"images": [], "categories": [], "annotations": [{"image_id": 1}]}')
   check.raises(function() coco_ap.read(path) end, "annotation 1 has no image_id, category_id",
     "no box")
+  local function refused(images, annotation, message, name)
+    files.write(path, ('{"images": [%s], "categories": [], "annotations": [{"image_id": 1, '
+      .. '"category_id": 1, %s}]}'):format(images, annotation))
+    check.raises(function() coco_ap.read(path) end, message, name)
+  end
+  refused('{"id": 1}', '"bbox": [1, 2, "3", 4]', "annotation 1 has no image_id", "a text in a box")
+  refused('{"id": 1}', '"bbox": [1, 2, 3, 4], "area": "5"', "area of annotation 1 is no number",
+    "an area that is a text")
+  refused("5", '"bbox": [1, 2, 3, 4]', "entry 1 of 'images' has no id", "images that are numbers")
   os.remove(path)
   local truth = { images = { 1 }, categories = { 1 }, boxes = {}, name = "instances.json" }
   local found = { { image = 2, category = 1, box = { 0, 0, 1, 1 }, score = 1 } }

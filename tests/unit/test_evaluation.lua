@@ -76,6 +76,17 @@ check.case("files that are no results are one line", function()
   write_files(folder, { ["output_0.json"] = { { image_id = "1", think = "" } } })
   check.raises(function() lines_of { output_dir = folder, resamples = 2 } end,
     "output_0.json: row 1 is not a result of an evaluation", "another file")
+  local function refused(row, message, name)
+    files.write(folder .. "/output_0.json", "[" .. row .. "]")
+    check.raises(function() lines_of { output_dir = folder, resamples = 2 } end,
+      "output_0.json: row 1 " .. message, name)
+  end
+  refused('{"intersection": NaN, "union": 3}', "is not a result", "NaN")
+  refused('{"intersection": 5, "union": 3}', "has an intersection of 5 and a union of 3 pixels",
+    "more than the union")
+  refused('{"intersection": -1, "union": 3}', "has an intersection of %-1", "less than nothing")
+  refused('{"category_id": 1, "score": 1, "bbox": [1, 2, "3", 4]}', "is not a result",
+    "a text in a box")
   check.raises(function() lines_of { output_dir = place .. "/nowhere" } end,
     "output_dir: .*/nowhere: No such file", "no folder")
   files.make_dir(place .. "/empty")

@@ -13,6 +13,7 @@
 -- A found box of an image that the truth does not have is an error; one of another category is left
 -- out, as there. Leaves out: masks, keypoints, other thresholds.
 
+local fields = require "segzero.evaluation.fields"
 local files = require "segzero.core.files"
 
 local M = {}
@@ -52,13 +53,28 @@ end
 
 -- ---- reading ----
 local function annotation_of(a, path, i)
-  local b = a.bbox
-  if type(b) ~= "table" or #b ~= 4 or a.image_id == nil or a.category_id == nil then
+  if type(a) ~= "table" or not fields.is_box(a.bbox) or a.image_id == nil
+      or a.category_id == nil then
     error(("%s: annotation %d has no image_id, category_id and bbox of 4 numbers"):format(path,
       i), 0)
   end
-  return { image = a.image_id, category = a.category_id, box = b, area = a.area or b[3] * b[4],
+  local b = a.bbox
+  local area = a.area or b[3] * b[4]
+  if not fields.is_number(area) then
+    error(("%s: the area of annotation %d is no number"):format(path, i), 0)
+  end
+  return { image = a.image_id, category = a.category_id, box = b, area = area,
     crowd = a.iscrowd == 1 }
+end
+
+-- The ids of a list of objects.
+local function ids_of(json, key, path)
+  local ids = {}
+  for i, one in ipairs(json[key]) do
+    ids[i] = type(one) == "table" and one.id or nil
+    if ids[i] == nil then error(("%s: entry %d of '%s' has no id"):format(path, i, key), 0) end
+  end
+  return ids
 end
 
 function M.read(path)
@@ -66,9 +82,8 @@ function M.read(path)
   for _, key in ipairs { "images", "categories", "annotations" } do
     if type(json[key]) ~= "table" then error(("%s: no list '%s' in it"):format(path, key), 0) end
   end
-  local truth = { images = {}, categories = {}, boxes = {}, name = path }
-  for i, image in ipairs(json.images) do truth.images[i] = image.id end
-  for i, category in ipairs(json.categories) do truth.categories[i] = category.id end
+  local truth = { images = ids_of(json, "images", path),
+    categories = ids_of(json, "categories", path), boxes = {}, name = path }
   for i, a in ipairs(json.annotations) do truth.boxes[i] = annotation_of(a, path, i) end
   return truth
 end

@@ -23,7 +23,10 @@ local metrics = require "segzero.evaluation.metrics"
 local M = {}
 
 local null = cjson.null
-local value_or = require("segzero.evaluation.fields").value_or
+local fields = require "segzero.evaluation.fields"
+
+local is_number = fields.is_number
+local value_or = fields.value_or
 
 -- A number that Python writes with a decimal point.
 local function float(v) return { float = v } end
@@ -126,11 +129,11 @@ function M.text(rows)
   if #rows == 0 then return "[]" end
   local list = {}
   for i, row in ipairs(rows) do
-    local fields = {}
+    local lines = {}
     for k, field in ipairs(row) do
-      fields[k] = ("    %s: %s"):format(quoted(field[1]), value_text(field[2], "    "))
+      lines[k] = ("    %s: %s"):format(quoted(field[1]), value_text(field[2], "    "))
     end
-    list[i] = "  {\n" .. table.concat(fields, ",\n") .. "\n  }"
+    list[i] = "  {\n" .. table.concat(lines, ",\n") .. "\n  }"
   end
   return "[\n" .. table.concat(list, ",\n") .. "\n]"
 end
@@ -149,20 +152,24 @@ local function task_of(row)
   if row.intersection ~= nil then return "segmentation" end
 end
 
+-- Whether a row has what its task needs, in numbers that can be summed up.
+local function is_result(row, task)
+  for _, name in ipairs(NUMBERS[task]) do
+    if not is_number(row[name]) then return false end
+  end
+  return task ~= "detection" or fields.is_box(row.bbox)
+end
+
 function M.read(path)
   local rows = files.read_json_object(path)
   local task = task_of(rows[1])
   for i, row in ipairs(rows) do
-    local own = task_of(row)
-    local is_good = own ~= nil and own == task
-    for _, name in ipairs(NUMBERS[own] or {}) do
-      is_good = is_good and type(row[name]) == "number"
-    end
-    if own == "detection" then
-      is_good = is_good and type(row.bbox) == "table" and #row.bbox == 4
-    end
-    if not is_good then
+    if not task or task_of(row) ~= task or not is_result(row, task) then
       error(("%s: row %d is not a result of an evaluation"):format(path, i), 0)
+    end
+    if task == "segmentation" and (row.intersection < 0 or row.intersection > row.union) then
+      error(("%s: row %d has an intersection of %.17g and a union of %.17g pixels"):format(path, i,
+        row.intersection, row.union), 0)
     end
   end
   return rows, task
