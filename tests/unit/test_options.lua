@@ -246,6 +246,19 @@ check.case("a prompt of SAM2 has a box, points or a mask", function()
     "sam2: boxes and points cannot be given together")
   check.raises(function() local r = sam:predict_all { { box = { 1, 1, 9, 9 } }, {} } return r end,
     BLAMES .. "sam2: the prompt is empty", "the second of several")
+
+  -- Prompts of predict_all have a box each, and all of them the same multimask.
+  local function refused_of_all(prompts, message, name)
+    check.raises(function() local r = sam:predict_all(prompts) return r end, BLAMES .. message,
+      name)
+  end
+  refused_of_all({ { boxes = { { 1, 1, 9, 9 } } } },
+    "sam2: unknown option 'boxes': did you mean 'box'", "several boxes in a prompt")
+  refused_of_all({ { box = { 1, 1, 9, 9 }, multimask = false } },
+    "sam2: unknown option 'multimask'", "a prompt's own multimask")
+  refused_of_all({ { box = { 1, 1, 9, 9 } }, 5 }, "sam2: prompt 2 is a number, not a table",
+    "no prompt")
+  refused_of_all(5, "sam2: predict_all wants a list of prompts, got number", "no list")
   check.equal(#sam:predict({ box = { 9, 9, 9, 9 } }).scores, 3, "a box of one pixel")
 end)
 

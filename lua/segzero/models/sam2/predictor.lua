@@ -111,11 +111,11 @@ local function check_labels(labels, points, level)
 end
 
 local PROMPT = options.set { "box", "boxes", "points", "labels", "mask_input", "multimask" }
+local ONE_OF_ALL = options.set { "box", "points", "labels", "mask_input" }
 
--- Checks a prompt of predict and turns it into one for decode.
+-- Checks a prompt and turns it into one for decode.
 local function checked_prompt(sam, prompt, f, level)
   level = level + 1
-  options.check("sam2", prompt, PROMPT, level)
   local points = prompt.points or {}
   local labels = prompt.labels
   local mask = prompt.mask_input
@@ -226,6 +226,15 @@ end
 
 function methods:predict_all(prompts, opts)
   opts = options.check("sam2", opts, ALL, 2)
+  if type(prompts) ~= "table" then
+    error("sam2: predict_all wants a list of prompts, got " .. type(prompts), 2)
+  end
+  for i, prompt in ipairs(prompts) do
+    if type(prompt) ~= "table" then
+      error(("sam2: prompt %d is a %s, not a table"):format(i, type(prompt)), 2)
+    end
+    options.check("sam2", prompt, ONE_OF_ALL, 2)
+  end
   local results = predict(self, prompts, wants_several(opts.multimask, 2), 2)
   return results
 end
