@@ -27,8 +27,8 @@ int sz_qwen_smart_resize(int height, int width, int factor, int64_t min_pixels, 
     double longer = height > width ? height : width;
     double shorter = height > width ? width : height;
     if (longer / shorter > 200)
-        return sz_fail("an image of %d x %d (width x height) is more than 200 times longer than "
-                       "wide",
+        return sz_fail("one side of an image of %d x %d (width x height) is more than 200 times "
+                       "the other; resize=840x840 changes its shape (data.resize in training)",
                        width, height);
 
     /* Round both sides; where the area is then out of range, scale both sides to bring it back. */

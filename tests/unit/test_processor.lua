@@ -194,6 +194,11 @@ local function refused(chat, pattern, name)
   check.raises(function() proc:process(chat, toy, IDS) end, pattern, name)
 end
 
+check.case("an image that is far too long", function()
+  refused(ask(sz.image.new(1000, 2)), "one side of an image of 1000 x 2 %(width x height%) is more "
+    .. "than 200 times the other; resize=840x840 changes its shape", "500 times as wide as high")
+end)
+
 check.case("a tokenizer that is another model's", function()
   local others = { image_token_id = IMAGE + 7 }
   check.raises(function() proc:process(ask(sz.image.new(56, 56)), toy, others) end,
