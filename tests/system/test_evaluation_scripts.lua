@@ -202,6 +202,7 @@ check.case("segmentation, as eval_segmentation.sh calls it", function()
   img:free()
   local rows = json(folder .. "/output_0.json")
   check.equal({ #rows, rows[1].think, rows[1].bbox_iou }, { 2, "hm", 1 }, "rows; the box is right")
+  check.equal(json(folder .. "/part_0/config.json").protocol, "fixed", "no row is left out")
   local s, text = lines_of(folder)
   check.ok(text:find(("bbox_AP (average of per image bbox_AP): %.4f"):format(s.bbox_AP), 1, true),
     text)

@@ -20,7 +20,8 @@ end
 M.evaluate = {
   { key = "task_router_model_path", note = ROUTER },
   { key = "model",
-    reads = { vision_reasoner = { { "several", "true" }, { "max_new_tokens", "2048" } } },
+    reads = { vision_reasoner = { { "several", "true" }, { "max_new_tokens", "2048" },
+      { "protocol", "fixed" } } },
     refuse = "only VisionReasoner's questions are available, not Qwen's own" },
 }
 
