@@ -131,7 +131,7 @@ int sz_tensor_ndim(const sz_tensor *t);
 /* The size of dimension i; a negative i counts from the end. 1 where there is no such dimension. */
 int64_t sz_tensor_dim(const sz_tensor *t, int i);
 int64_t sz_tensor_numel(const sz_tensor *t);
-/* A heap copy that outlives every scope; no history. */
+/* A heap copy that outlives every scope. A gradient goes through it while its scope lasts. */
 sz_tensor *sz_tensor_clone(sz_tensor *t);
 /* The same data, no history. */
 sz_tensor *sz_tensor_detach(sz_tensor *t);

@@ -13,6 +13,7 @@
 #include "processor.h"
 #include "scope.h"
 #include "storage.h"
+#include "tape.h"
 #include <math.h>
 #include <stdlib.h>
 
@@ -282,7 +283,13 @@ static sz_tensor *filled_from(sz_tensor *c, const sz_tensor *t)
 sz_tensor *sz_tensor_clone(sz_tensor *t)
 {
     if (sz_tensor_alive(t) != 0) return NULL;
-    return filled_from(sz_tensor_new_heap(t->dtype, t->ndim, t->shape, t->device), t);
+    sz_tensor *c = filled_from(sz_tensor_new_heap(t->dtype, t->ndim, t->shape, t->device), t);
+    if (!c || !sz_needs_grad(t) || !sz_grad_enabled()) return c;
+    /* The node is a cast to the same dtype: its rule passes the gradient on. */
+    const sz_call call = { .in = { t }, .out = { c }, .args = { t->dtype } };
+    if (sz_tape_record(SZ_OP_cast, &call) == 0) return c;
+    sz_tensor_release(c);
+    return NULL;
 }
 
 sz_tensor *sz_tensor_to(sz_tensor *t, int device)

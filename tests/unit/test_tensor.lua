@@ -381,6 +381,17 @@ check.case("torch.randn is sz.tensor.randn here", function()
   check.equal(sz.no_such_name, nil, "another name is nil")
 end)
 
+check.case("a gradient goes through clone", function()
+  local w = T.new({ 1, 2 }):requires_grad(true)
+  local loss = (w:clone() * w):sum()
+  loss:backward()
+  check.equal(w:grad():totable(), { 2, 4 }, "through the copy and without it")
+  check.equal(w:detach():clone():requires_grad(), false, "not through detach")
+  check.equal(T.no_grad(function() return w:clone() end):requires_grad(), false, "nor in no_grad")
+  local kept = T.step(function() return (w * 3):clone() end)
+  check.equal(kept:totable(), { 3, 6 }, "a copy outlives its step")
+end)
+
 check.case("a tensor without elements has no extreme", function()
   for _, name in ipairs { "max", "min", "argmax", "argmin" } do
     check.raises(function()

@@ -189,6 +189,7 @@ function metatable.__ipairs(t)
 end
 
 -- ---- copies ----
+-- A copy that outlives tensor.step. Gradients go through it, as in PyTorch.
 method("clone", 0, function(t) return handle.wrap(check(C.sz_tensor_clone(pointer(t, 2)), 2)) end)
 method("detach", 0, function(t) return handle.wrap(check(C.sz_tensor_detach(pointer(t, 2)), 2)) end)
 method("copy_", 1, function(t, src)
