@@ -259,6 +259,9 @@ int sz_backward(sz_tensor *loss, int from)
     if (loss->numel != 1 || loss->dtype != SZ_F32)
         return sz_fail("backward starts from one f32 element, not from %lld",
                        (long long)loss->numel);
+    if (loss->node < 0 && sz_needs_grad(loss) && !(loss->flags & SZ_PARAMETER))
+        return sz_fail("what led to this loss is no longer recorded: backward() clears all of it; "
+                       "add up the losses and call backward() once");
     if (loss->node < 0) return sz_fail("this loss depends on no tensor that requires a gradient");
     if (from < 0 || loss->node < from)
         return sz_fail("backward is to go back to %d, this loss is at %d", from, loss->node);

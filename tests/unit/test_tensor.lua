@@ -392,6 +392,17 @@ check.case("a gradient goes through clone", function()
   check.equal(kept:totable(), { 3, 6 }, "a copy outlives its step")
 end)
 
+check.case("a second backward says what became of the record", function()
+  local w = T.new({ 1, 2 }):requires_grad(true)
+  local first = (w * w):sum()
+  local second = (w * 3):sum()
+  first:backward()
+  for _, loss in ipairs { first, second } do
+    check.raises(function() loss:backward() end, "no longer recorded: backward%(%) clears", "message")
+  end
+  check.equal(w:grad():totable(), { 2, 4 }, "the gradient stays")
+end)
+
 check.case("a tensor without elements has no extreme", function()
   for _, name in ipairs { "max", "min", "argmax", "argmin" } do
     check.raises(function()
