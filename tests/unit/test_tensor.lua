@@ -403,6 +403,16 @@ check.case("a second backward says what became of the record", function()
   check.equal(w:grad():totable(), { 2, 4 }, "the gradient stays")
 end)
 
+check.case("copy_ drops no gradient in silence", function()
+  local w = T.new({ 1, 2 }):requires_grad(true)
+  local message = "test_tensor%.lua:%d+: copy_ has no gradient, and the source requires one"
+  check.raises(function() T.zeros({ 2 }):copy_(w * 2) end, message, "the source requires one")
+  local copy = T.zeros { 2 }
+  copy:copy_(w:detach())
+  T.no_grad(function() w:copy_(w * 3) end)
+  check.equal({ copy:totable(), w:totable() }, { { 1, 2 }, { 3, 6 } }, "detached, and in no_grad")
+end)
+
 check.case("a tensor without elements has no extreme", function()
   for _, name in ipairs { "max", "min", "argmax", "argmin" } do
     check.raises(function()

@@ -188,11 +188,21 @@ function metatable.__ipairs(t)
   return following, t, 0
 end
 
+-- Whether ops are recorded.
+local function autograd_is_on()
+  local on = C.sz_set_grad_enabled(1)
+  C.sz_set_grad_enabled(on)
+  return on == 1
+end
+
 -- ---- copies ----
 -- A copy that outlives tensor.step. Gradients go through it, as in PyTorch.
 method("clone", 0, function(t) return handle.wrap(check(C.sz_tensor_clone(pointer(t, 2)), 2)) end)
 method("detach", 0, function(t) return handle.wrap(check(C.sz_tensor_detach(pointer(t, 2)), 2)) end)
 method("copy_", 1, function(t, src)
+  if C.sz_tensor_requires_grad(pointer(src, 2)) == 1 and autograd_is_on() then
+    error("copy_ has no gradient, and the source requires one (detach it, or use no_grad)", 2)
+  end
   check(C.sz_tensor_copy(pointer(t, 2), pointer(src, 2)), 2)
   return t
 end)
