@@ -398,7 +398,7 @@ check.case("a second backward says what became of the record", function()
   local second = (w * 3):sum()
   first:backward()
   for _, loss in ipairs { first, second } do
-    check.raises(function() loss:backward() end, "no longer recorded: backward%(%) clears", "message")
+    check.raises(function() loss:backward() end, "no longer recorded: backward%(%) clears", "why")
   end
   check.equal(w:grad():totable(), { 2, 4 }, "the gradient stays")
 end)
@@ -411,6 +411,16 @@ check.case("copy_ drops no gradient in silence", function()
   copy:copy_(w:detach())
   T.no_grad(function() w:copy_(w * 3) end)
   check.equal({ copy:totable(), w:totable() }, { { 1, 2 }, { 3, 6 } }, "detached, and in no_grad")
+end)
+
+check.case("a shape is a list without names and nils", function()
+  for _, shape in ipairs { { 2, dtype = "bf16" }, { 2, nil, 3 } } do
+    for _, name in ipairs { "zeros", "ones", "rand", "randn" } do
+      check.raises(function() local t = T[name](shape) return t end,
+        name .. ": the shape has a name or a nil in it", name)
+    end
+  end
+  check.equal(T.zeros({}):shape(), {}, "no dimensions")
 end)
 
 check.case("a tensor without elements has no extreme", function()

@@ -34,6 +34,11 @@ local function dims(shape, name, level)
   if #shape > handle.MAX_DIMS then
     fail(level, "%s: a tensor has at most %d dimensions, got %d", name, handle.MAX_DIMS, #shape)
   end
+  local count = 0
+  for _ in pairs(shape) do count = count + 1 end
+  if count ~= #shape then
+    fail(level, "%s: the shape has a name or a nil in it; options are a second table", name)
+  end
   local sizes = ffi.new("int64_t[?]", handle.MAX_DIMS)
   for i, n in ipairs(shape) do
     if not handle.is_whole(n) or n < 0 then
