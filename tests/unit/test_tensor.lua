@@ -423,6 +423,27 @@ check.case("a shape is a list without names and nils", function()
   check.equal(T.zeros({}):shape(), {}, "no dimensions")
 end)
 
+check.case("an index that is a tensor is refused with the cure", function()
+  local t = T.new { 1, 2 }
+  check.raises(function() return (t[t:gt(1)]) end,
+    "test_tensor%.lua:%d+: a tensor is no index: t:gather_rows%(ids%)", "a condition")
+end)
+
+check.case("a method of PyTorch's is answered with what to write", function()
+  local t = T.new { { 1, 2 }, { 3, 1 } }
+  local wanted = { view = "t:reshape%(", size = "t:shape%(%)", log_softmax = "s %- s:exp%(%)" }
+  for name, instead in pairs(wanted) do
+    check.raises(function() return (t[name]) end,
+      "test_tensor%.lua:%d+: .*'" .. name .. "': write " .. instead, name)
+  end
+  local s = t - (t:max(-1, true))
+  local log_softmax = s - s:exp():sum(-1, true):log()
+  check.near(log_softmax:exp():totable(), t:softmax(-1):totable(), 1e-6, "log_softmax as written")
+  for name in pairs(require "segzero.core.tensor.torch_names") do
+    check.equal(T.methods[name], nil, name .. " is no method")
+  end
+end)
+
 check.case("a tensor without elements has no extreme", function()
   for _, name in ipairs { "max", "min", "argmax", "argmin" } do
     check.raises(function()

@@ -156,6 +156,10 @@ local function pick(t, indices, level)
 end
 
 local function unknown(name, level)
+  local instead = require("segzero.core.tensor.torch_names")[name]
+  if instead then
+    fail(level + 1, "a tensor has no field or method '%s': write %s", name, instead)
+  end
   local nearest = require "segzero.core.nearest"
   local names = {}
   for known in pairs(methods) do names[#names + 1] = known end
@@ -168,6 +172,10 @@ function metatable.__index(t, key)
   if found then return found end
   if type(key) == "number" then return pick(t, { key }, 1) end
   if type(key) == "table" then return pick(t, key, 1) end
+  if handle.is_tensor(key) then
+    error("a tensor is no index: t:gather_rows(ids) takes rows, "
+      .. "tensor.where(condition, a, b) chooses elements", 2)
+  end
   unknown(tostring(key), 2)
 end
 
