@@ -169,7 +169,10 @@ check.case("commands of the prompt", function()
   local printed = session { ":time 6 * 7" }
   check.ok(printed[1] == "42" and printed[2]:find "^%d+%.%d%d%d s$", ":time")
   check.ok(session({ ":nosuch" })[1]:find "no command :nosuch", "an unknown command")
-  check.equal(session { ":quit", "1" }, {}, ":quit leaves")
+  for _, word in ipairs { ":quit", "quit", "exit", "exit()", " quit( ) " } do
+    check.equal(session { word, "1" }, {}, word .. " leaves")
+  end
+  check.equal(session { "exit = 5", "exit", "exit = nil" }, { "5" }, "a variable of that name")
 end)
 
 check.case("a mistyped method names the nearest", function()

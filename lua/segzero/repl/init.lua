@@ -204,12 +204,16 @@ function methods:run(text)
 end
 
 -- ---- the loop ----
+-- Words that are commands without their colon, too, alone or as a call.
+local BARE_WORDS = { help = ":help", quit = ":quit", exit = ":quit" }
+
 -- Reads one entry: a line and as many more as it needs. Returns its text, nil at the end of input,
 -- or false if there is nothing to run.
 function methods:read_entry()
   local text = self.read(PROMPT)
   if not text then return text end
-  if text:match "^%s*help%s*%(?%s*%)?%s*$" and rawget(_G, "help") == nil then text = ":help" end
+  local word = text:match "^%s*(%a+)%s*%(?%s*%)?%s*$"
+  if BARE_WORDS[word] and rawget(_G, word) == nil then text = BARE_WORDS[word] end
   text = text:gsub("^%s*=", "return ")          -- Lua 5.1's way to print a value
   while not is_whole(text) do
     local more = self.read(PROMPT_MORE)
