@@ -1,8 +1,8 @@
 -- test_losses.lua - the losses, advantage estimators, the KL term in the reward and the cosine
 -- schedule against EasyR1's own code (tests/golden/losses.json): values and gradients.
 --
--- Also: the dual clip without a negative advantage, refusals, and the rows that dynamic sampling
--- draws, with those of a run that goes on.
+-- Also: the dual clip without a negative advantage, ratios and KL terms at the edge of f32,
+-- refusals, and the rows that dynamic sampling draws, with those of a run that goes on.
 
 local cjson = require "cjson"
 local check = require "tests.support.check"
@@ -10,6 +10,7 @@ local sz = require "segzero"
 local advantage = require "segzero.train.advantage"
 local aggregations = require "segzero.algorithms.aggregations"
 local files = require "segzero.core.files"
+local kl = require "segzero.algorithms.kl"
 local losses = require "segzero.algorithms.losses"
 local mini = require "tests.support.miniature"
 local reward_kl = require "segzero.train.reward_kl"
@@ -98,8 +99,36 @@ check.case("the dual clip bounds the loss of a bad answer alone", function()
   check.equal(bounded, 1, "tokens that it bounds")
 end)
 
--- ---- advantages ----
-local function advantages_of(name, groups, seen)
+-- ---- log-probabilities that are far apart ----
+-- exp of more than 88 is infinite in f32; EasyR1 clamps the logarithm to [-20, 20] first.
+check.case("a ratio beyond f32 has no NaN in the clipped loss or its gradient", function()
+  local function loss_of(advantage, clip_dual)
+    local sample = { ids = { 1 }, logprobs = { -130 }, advantage = advantage }
+    local logprob = sz.tensor({ -2 }):requires_grad(true)
+    local t = tokens.new({ { sample = sample, first = 1, last = 1 } }, logprob, logprob * 0, "cpu")
+    local options = { clip_low = 0.2, clip_high = 0.3, clip_dual = clip_dual }
+    local loss = losses:get("ppo_clip").fn(t, options):sum()
+    loss:backward()
+    return { loss:item(), logprob:grad():item() }
+  end
+  check.near(loss_of(2), { -2.6, 0 }, TOLERANCE, "clipped above")
+  check.near(loss_of(-1, 3), { 3, 0 }, TOLERANCE, "the dual clip")
+  check.near(loss_of(0), { 0, 0 }, TOLERANCE, "no advantage")
+end)
+
+local function kl_of(name, logprob, reference)
+  local policy = sz.tensor({ logprob }):requires_grad(true)
+  local estimate = kl:get(name).fn(policy, sz.tensor { reference }):sum()
+  estimate:backward()
+  return { estimate:item(), policy:grad():item() }
+end
+
+check.case("a KL estimate at its clamp has gradient 0", function()
+  check.near(kl_of("low_var_kl", -100, -0.5), { 10, 0 }, 0, "far below the reference")
+  check.near(kl_of("low_var_kl", -0.5, -100), { 10, 0 }, 0, "far above it")
+end)
+
+-- A run starts with a policy that is the retages_of(name, groups, seen)
   advantage.estimate(name, { groups = groups }, { gamma = golden.gamma }, seen)
   local out = {}
   for g, group in ipairs(groups) do

@@ -14,7 +14,8 @@ local M = registry.new("KL estimator", { required = { "fn" }, optional = { "help
 M:register("low_var_kl", {
   help = "exp(d) - d - 1 with d = reference - logprob, clamped to [-10, 10] as in Seg-Zero (k3)",
   fn = function(logprob, reference)
-    local d = reference - logprob
+    -- Within [-20, 20] exp is finite, so a clamped token has gradient 0 and not 0 * infinity.
+    local d = (reference - logprob):clamp(-20, 20)
     return (d:exp() - d - 1):clamp(-10, 10)
   end,
 })

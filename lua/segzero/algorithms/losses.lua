@@ -29,12 +29,18 @@ local tensor = require "segzero.core.tensor"
 
 local M = registry.new("loss", { required = { "fn" }, optional = { "help" } })
 
--- max(-A ratio, -A clip(ratio, 1 - clip_low, 1 + clip_high)) with ratio = exp(logprob - old);
--- returns the loss and ratio.
-function M.clipped(logprob, old, advantage, clip_low, clip_high)
-  local ratio = (logprob - old):exp()
+-- max(-A ratio, -A clip(ratio, 1 - clip_low, 1 + clip_high)) with ratio = exp(log_ratio); returns
+-- the loss and ratio. Within [-20, 20] exp is finite, so a clipped token has gradient 0 and not
+-- 0 * infinity.
+local function clipped_loss(log_ratio, advantage, clip_low, clip_high)
+  local ratio = log_ratio:clamp(-20, 20):exp()
   local clipped = ratio:clamp(1 - clip_low, 1 + clip_high)
   return (ratio * advantage * -1):maximum(clipped * advantage * -1), ratio
+end
+
+-- The same with ratio = exp(logprob - old).
+function M.clipped(logprob, old, advantage, clip_low, clip_high)
+  return clipped_loss(logprob - old, advantage, clip_low, clip_high)
 end
 
 -- For each token 1 if its ratio is outside the clipping range, else 0.
@@ -70,27 +76,20 @@ local function with_dual_clip(t, loss, clip_dual)
   end))
 end
 
-M:register("ppo_clip", {
-  help = "the clipped policy gradient of PPO; clip_low and clip_high bound the ratio",
-  fn = function(t, options)
-    local low = options.clip_low
-    local high = options.clip_high
-    local loss, ratio = M.clipped(t.logprob, t.old, t.advantage, low, high)
-    return with_dual_clip(t, loss, options.clip_dual), { clipped = is_clipped(ratio, low, high) }
-  end,
-})
-
--- ---- the other losses of EasyR1 ----
--- The clipped policy gradient with the ratio exp(log_ratio).
+-- The clipped policy gradient with the ratio exp(log_ratio), and the dual clip.
 local function clipped_by(t, log_ratio, options)
   local low = options.clip_low
   local high = options.clip_high
-  local ratio = log_ratio:clamp(-20, 20):exp()
-  local clipped = ratio:clamp(1 - low, 1 + high)
-  local loss = (ratio * t.advantage * -1):maximum(clipped * t.advantage * -1)
+  local loss, ratio = clipped_loss(log_ratio, t.advantage, low, high)
   return with_dual_clip(t, loss, options.clip_dual), { clipped = is_clipped(ratio, low, high) }
 end
 
+M:register("ppo_clip", {
+  help = "the clipped policy gradient of PPO; clip_low and clip_high bound the ratio",
+  fn = function(t, options) return clipped_by(t, t.logprob - t.old, options) end,
+})
+
+-- ---- the other losses of EasyR1 ----
 M:register("gspo", {
   help = "GSPO: ppo_clip with the ratio of the whole answer, exp of the mean of its logarithms",
   fn = function(t, options) return clipped_by(t, t:sequence_mean(t.logprob - t.old), options) end,
