@@ -128,7 +128,17 @@ check.case("a KL estimate at its clamp has gradient 0", function()
   check.near(kl_of("low_var_kl", -0.5, -100), { 10, 0 }, 0, "far above it")
 end)
 
--- A run starts with a policy that is the retages_of(name, groups, seen)
+-- A run starts with a policy that is the reference.
+check.case("a policy that equals the reference has a KL gradient of 0", function()
+  for _, name in ipairs { "abs", "mse", "low_var_kl" } do
+    check.near(kl_of(name, -3, -3), { 0, 0 }, 0, name)
+  end
+  check.near(kl_of("abs", -3, -2), { 1, -1 }, 0, "abs below the reference")
+  check.near(kl_of("abs", -2, -3), { 1, 1 }, 0, "abs above it")
+end)
+
+-- ---- advantages ----
+local function advantages_of(name, groups, seen)
   advantage.estimate(name, { groups = groups }, { gamma = golden.gamma }, seen)
   local out = {}
   for g, group in ipairs(groups) do

@@ -27,10 +27,7 @@ M:register("kl", {
 
 M:register("abs", {
   help = "the absolute difference of the log-probabilities",
-  fn = function(logprob, reference)
-    local d = logprob - reference
-    return d:maximum(d * -1)
-  end,
+  fn = function(logprob, reference) return (logprob - reference):abs() end,
 })
 
 M:register("mse", {
