@@ -2,13 +2,15 @@
 -- schedule against EasyR1's own code (tests/golden/losses.json): values and gradients.
 --
 -- Also: the dual clip without a negative advantage, ratios and KL terms at the edge of f32,
--- refusals, and the rows that dynamic sampling draws, with those of a run that goes on.
+-- refusals, the rows that dynamic sampling draws and the length of its runs, with those of a run
+-- that goes on.
 
 local cjson = require "cjson"
 local check = require "tests.support.check"
 local sz = require "segzero"
 local advantage = require "segzero.train.advantage"
 local aggregations = require "segzero.algorithms.aggregations"
+local experiment = require "segzero.train.run.experiment"
 local files = require "segzero.core.files"
 local kl = require "segzero.algorithms.kl"
 local losses = require "segzero.algorithms.losses"
@@ -244,6 +246,19 @@ check.case("a run that goes on draws the rows that follow", function()
   local second = again:step()
   check.equal({ second.draws, second.filtered, second.reward, second.grad_norm },
     { first.draws, first.filtered, first.reward, first.grad_norm }, "the same second step")
+end)
+
+check.case("a run that goes on is as long as one that was not stopped", function()
+  local cfg = mini.settings(FILTER)
+  cfg.trainer.max_steps = nil
+  cfg.trainer.total_episodes = 3
+  local t = mini.trainer(cfg, { model = model, reward = reward })
+  local whole = experiment.number_of_steps(cfg, t.train)
+  check.equal(whole, 12, "three passes of four steps")
+  t:step()
+  check.equal(t.sampler.since.before, 4, "rows that one step drew")
+  check.equal(experiment.number_of_steps(cfg, t.train, t.sampler.since), whole, "after a step")
+  t.policy:free()
 end)
 
 check.case("too few groups, and a part that the reward does not have", function()

@@ -150,6 +150,7 @@ function M.trainer(source, p)
   cfg.trainer.val_only = false
   local f = M.reward(source.folder, source.from + 1, cfg)
   local set = data_sets.open(cfg, {})
+  local since = since_of(source, set)
   local policy = experiment.models.policy(cfg, p.shard_group)
   local segmenter
   if p:is_first() then segmenter = experiment.models.segmenter(cfg) end
@@ -159,17 +160,10 @@ function M.trainer(source, p)
     config = cfg, policy = policy, reference = experiment.models.reference(cfg, policy,
       p.shard_group),
     segmenter = segmenter, reward = f, train = set, parallel = p,
-    prompt = prompts.style(cfg).ask, since = since_of(source, set), resume_path = source.path,
-    total_steps = math.max(source.step, tonumber(cfg.trainer.max_steps) or M.last(source, set)),
+    prompt = prompts.style(cfg).ask, since = since, resume_path = source.path,
+    total_steps = math.max(source.step, experiment.number_of_steps(cfg, set, since)),
   }
   return t, mine
-end
-
--- The length of the run in steps: schedules depend on it.
-function M.last(source, set)
-  local cfg = source.cfg
-  return position.last(since_of(source, set), cfg.data.rollout_batch_size, set:count(),
-    cfg.trainer.total_episodes)
 end
 
 function M.free(t)

@@ -129,8 +129,12 @@ local function take_folder(cfg, source)
   error(reason, 0)
 end
 
+-- The length of a run in steps, on which schedules depend. since: where the rows are counted from.
 local function number_of_steps(cfg, train, since)
   if cfg.trainer.max_steps then return cfg.trainer.max_steps end
+  -- Dynamic sampling moves `since` on with every row that it draws: a run that goes on must not be
+  -- shorter for it than one that was never stopped.
+  if cfg.algorithm.online_filtering then since = nil end
   return position.last(since or position.START, cfg.data.rollout_batch_size, train:count(),
     cfg.trainer.total_episodes)
 end
@@ -378,7 +382,8 @@ local function run_on_ranks(cfg, overrides)
   return p:run(run, p, cfg, overrides)
 end
 
--- The models of a run, for steps that run again (recorder/rebuilding.lua).
+-- The models and the length of a run, for steps that run again (recorder/rebuilding.lua).
+M.number_of_steps = number_of_steps
 M.models = { policy = load_policy, reference = load_reference, segmenter = load_segmenter }
 
 function M.run(cfg, overrides)
