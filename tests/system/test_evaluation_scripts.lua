@@ -79,6 +79,7 @@ check.case("Seg-Zero's loop over parts", function()
     for _, row in ipairs(rows) do sum = sum + row.intersection / row.union end
     check.ok(said:find(("gIoU (average of per image IoU): %.4f"):format(sum / 3), 1, true), said)
     check.ok(said:find("protocol=segzero\nstatus", 1, true), "the last line is segzero's own")
+    check.ok(said:find("as Seg-Zero's evaluation.py: greedy", 1, true), "the script: " .. said)
     whole[parts] = rows
   end
   check.equal(whole[2], whole[8], "the rows do not depend on the parts")
@@ -105,6 +106,15 @@ local function reasoner_words(set, folder)
     "--model_path", POLICY, "--segmentation_model_path", SAM2,
     "--task_router_model_path", "TaskRouter-1.5B", SHORT }
 end
+
+check.case("an evaluation names the script that it follows", function()
+  local words = reasoner_words("refcoco_val", place .. "/named")
+  for i, word in ipairs(words) do words[i] = mini.quoted(word) end
+  local said, status = shell("./segzero recipes/evaluate_vision_reasoner.lua "
+    .. table.concat(words, " "))
+  check.equal(status, 0, said)
+  check.ok(said:find("as VisionReasoner's evaluation scripts: greedy", 1, true), said)
+end)
 
 local function lines_of(folder)
   local lines = {}

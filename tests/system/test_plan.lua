@@ -28,6 +28,17 @@ local function bytes_of(list)
   return sum
 end
 
+-- What a step uses against the plan. Prompts and answers differ in length from the plan's longest,
+-- and a chunk of the arena counts up to its last byte in use.
+local function check_arena(p, t)
+  C.sz_arena_used(1)
+  t:step()
+  local used = tonumber(C.sz_arena_used(0))
+  local planned = math.max(p.arena.update, p.arena.sampling)
+  local name = ("arena: planned %.2f MB, used %.2f MB"):format(planned / 1e6, used / 1e6)
+  check.ok(math.abs(planned / used - 1) < 0.1, name)
+end
+
 check.case("a plan of a miniature takes no memory and fits", function()
   local p = make_plan()
   check.equal(tonumber(C.sz_arena_used(0)), 0, "the counting arena is freed")
@@ -44,14 +55,7 @@ check.case("the plan's sizes are those of a training step", function()
   local parts = { p.parts.weights, p.parts.moments, p.parts.gradients }
   check.equal(parts, { weights, moments, weights }, "weights, moments, gradients")
 
-  -- What a step uses. Prompts and answers differ in length from the plan's longest, and a chunk of
-  -- the arena counts up to its last byte in use.
-  C.sz_arena_used(1)
-  t:step()
-  local used = tonumber(C.sz_arena_used(0))
-  local planned = math.max(p.arena.update, p.arena.sampling)
-  local name = ("arena: planned %.2f MB, used %.2f MB"):format(planned / 1e6, used / 1e6)
-  check.ok(math.abs(planned / used - 1) < 0.1, name)
+  check_arena(p, t)
 end)
 
 -- Of many chunks the plan runs three, and makes no more groups than a micro-batch holds. Chunk by
@@ -63,12 +67,7 @@ check.case("a group of many chunks is planned in seconds", function()
   local p = plan.of(chunked, { prompt = prompt.seg_zero })
   check.ok(p.largest:find "its answers 1 at a time", p.largest)
   local t = mini.trainer(chunked, { model = dir, reference = true })
-  C.sz_arena_used(1)
-  t:step()
-  local used = tonumber(C.sz_arena_used(0))
-  local planned = math.max(p.arena.update, p.arena.sampling)
-  local name = ("arena: planned %.2f MB, used %.2f MB"):format(planned / 1e6, used / 1e6)
-  check.ok(math.abs(planned / used - 1) < 0.1, name)
+  check_arena(p, t)
 
   settings[2] = "data.max_response_length=20000"
   settings[4] = "worker.rollout.n=512"

@@ -29,11 +29,17 @@ local tensor = require "segzero.core.tensor"
 
 local M = registry.new("loss", { required = { "fn" }, optional = { "help" } })
 
--- max(-A ratio, -A clip(ratio, 1 - clip_low, 1 + clip_high)) with ratio = exp(log_ratio); returns
--- the loss and ratio. Within [-20, 20] exp is finite, so a clipped token has gradient 0 and not
--- 0 * infinity.
+-- exp(log_ratio). Within the limit it is finite, so a clipped token has gradient 0 and not
+-- 0 * infinity. EasyR1's limit.
+local LOG_RATIO_LIMIT = 20
+
+local function ratio_of(log_ratio)
+  return log_ratio:clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT):exp()
+end
+
+-- max(-A ratio, -A clip(ratio, 1 - clip_low, 1 + clip_high)); returns the loss and ratio.
 local function clipped_loss(log_ratio, advantage, clip_low, clip_high)
-  local ratio = log_ratio:clamp(-20, 20):exp()
+  local ratio = ratio_of(log_ratio)
   local clipped = ratio:clamp(1 - clip_low, 1 + clip_high)
   return (ratio * advantage * -1):maximum(clipped * advantage * -1), ratio
 end
@@ -108,7 +114,7 @@ M:register("cispo", {
   fn = function(t, options)
     local low = options.clip_low
     local high = options.clip_high
-    local ratio = (t.logprob - t.old):detach():clamp(-20, 20):exp()
+    local ratio = ratio_of((t.logprob - t.old):detach())
     local weight = ratio:clamp(1 - low, 1 + high)
     return t.logprob * (t.advantage * weight) * -1, { clipped = is_clipped(ratio, low, high) }
   end,
@@ -117,7 +123,7 @@ M:register("cispo", {
 M:register("sapo", {
   help = "SAPO: a smooth gate instead of the clip; tau_positive and tau_negative are its slopes",
   fn = function(t, options)
-    local ratio = (t.logprob - t.old):clamp(-20, 20):exp()
+    local ratio = ratio_of(t.logprob - t.old)
     -- tau of each token's advantage, and the weight -A * 4 / tau.
     local function tau(advantage)
       if advantage < 0 then return options.tau_negative end

@@ -302,21 +302,27 @@ local function write_config(run, total, first, last)
   files.write(run.folder .. "/config.json", files.indented_json(written))
 end
 
--- How an evaluation with Seg-Zero's arguments differs from its script.
+-- The script that an evaluation with Seg-Zero's or VisionReasoner's arguments follows.
+local function script_of(cfg)
+  if not cfg.several then return "Seg-Zero's evaluation.py" end
+  -- VisionReasoner's own scripts take 2048.
+  if cfg.max_new_tokens == 2048 then return "VisionReasoner's evaluation scripts" end
+  return "Seg-Zero's evaluation_visionreasoner.py"
+end
+
+-- How such an evaluation differs from its script.
 local function differences(cfg)
   local list = {}
   local function compare(name, ours, theirs)
     if ours ~= theirs then list[#list + 1] = ("%s %s instead of %s"):format(name, ours, theirs) end
   end
   compare("images", cfg.resize, "840x840")
-  -- VisionReasoner's own scripts take 2048.
   if not cfg.several or cfg.max_new_tokens ~= 2048 then
     compare("max_new_tokens", cfg.max_new_tokens, 1024)
   end
   if not cfg.oracle then compare("the model in", cfg.dtype, "bf16") end
   if cfg.sam2_path ~= "" then compare("SAM2 in", cfg.sam2_dtype, "bf16") end
-  local script = cfg.several and "evaluation_visionreasoner.py" or "evaluation.py"
-  local text = ("as Seg-Zero's %s: greedy, one prompt a row"):format(script)
+  local text = ("as %s: greedy, one prompt a row"):format(script_of(cfg))
   if #list == 0 then return text end
   return text .. "; other than there: " .. table.concat(list, ", ")
 end
